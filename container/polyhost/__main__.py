@@ -1,0 +1,3 @@
+from polyhost.cli import main
+
+main()

@@ -1,0 +1,160 @@
+"""
+Every setting, written once: its default, its unit, its words. Flags, environment variables and the table in
+docs/settings.md follow from the fields. Built once, frozen, passed down; nothing else reads the settings'
+variables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyhost.errors import InvalidSetting
+
+ENGINES = ("mms",)
+LOG_FORMATS = ("text", "json")
+
+_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """`1.5GiB`, `800m` or `1073741824` in bytes; units are powers of 1024. Raises ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"'{text}' is not a size: write for example 800MiB or 4GiB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def parse_port(text: str) -> int:
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise ValueError(f"'{text}' is not a port: use 1 to 65535")
+    return int(text)
+
+
+def parse_count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"'{text}' is not a number of at least 1")
+    return int(text)
+
+
+def one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"'{text}' is none of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def parse_handler(text: str) -> str:
+    """`auto`, a kind such as `xgboost`, `package.module`, `module:function` or `/dir/file.py:function`."""
+    if not re.fullmatch(r"[\w./-]+(:\w+)?", text):
+        raise ValueError(f"'{text}' is not a handler: write a kind, module:function or /dir/file.py:function")
+    return text
+
+
+def setting(
+    default: Any,
+    words: str,
+    *,
+    parse: Callable[[str], Any] = str,
+    also: tuple[str, ...] = (),
+    shown: str | None = None,
+    many: bool = False,
+) -> Any:
+    """
+    A field of Config.
+
+    `also`: environment variables that count after the setting's own. `shown`: the default in words.
+    """
+    metadata = {"words": words, "parse": parse, "also": also, "shown": shown, "many": many}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    host: str = setting("127.0.0.1", "Address to listen on; the image listens on 0.0.0.0.")
+    port: int = setting(8080, "Port for everything.", parse=parse_port, also=("SAGEMAKER_BIND_TO_PORT",))
+    engine: str = setting("mms", "What runs the models: `mms`, the real Multi Model Server.", parse=one_of(ENGINES))
+    handler: str = setting(
+        "auto",
+        "Handler of models that bring none: `auto` looks into each archive; a kind such as `xgboost`; "
+        "`module:function`; `/dir/file.py:function`.",
+        parse=parse_handler,
+    )
+    workers_per_model: int | None = setting(
+        None,
+        "Workers that each model gets when it is loaded.",
+        parse=parse_count,
+        also=("SAGEMAKER_MODEL_SERVER_WORKERS",),
+        shown="1; in single-model mode one per CPU",
+    )
+    memory_budget: int | None = setting(
+        None,
+        "Memory for models, e.g. `4GiB`; a model that does not fit is answered 507.",
+        parse=parse_bytes,
+        shown="80 % of the container's or the machine's memory, less what the idle server uses",
+    )
+    log_format: str = setting("text", "`text`, or `json` with one object a line.", parse=one_of(LOG_FORMATS))
+    model_root: tuple[Path, ...] = setting(
+        (Path("/opt/ml/models"), Path("/opt/ml/model")),
+        "Folder that model urls must lie under; may be given several times (in the variable, separated by `:`). "
+        "The `mms` engine cannot enforce it.",
+        parse=Path,
+        shown="/opt/ml/models and /opt/ml/model",
+        many=True,
+    )
+
+    @classmethod
+    def build(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
+        """Flags win over POLYHOST_ variables, these over the platform's, these over defaults."""
+        values = {}
+        for field in dataclasses.fields(cls):
+            texts = flags.get(field.name)
+            source = flag_of(field)
+            if not texts:
+                source, texts = _from_environ(field, environ)
+            if not texts:
+                continue
+            values[field.name] = _parsed(field, source, texts)
+        return cls(**values)
+
+
+def flag_of(field: dataclasses.Field[Any]) -> str:
+    return "--" + field.name.replace("_", "-")
+
+
+def variable_of(field: dataclasses.Field[Any]) -> str:
+    return "POLYHOST_" + field.name.upper()
+
+
+def _from_environ(field: dataclasses.Field[Any], environ: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    for variable in (variable_of(field), *field.metadata["also"]):
+        text = environ.get(variable, "")
+        if text:
+            return variable, tuple(text.split(":")) if field.metadata["many"] else (text,)
+    return "", ()
+
+
+def _parsed(field: dataclasses.Field[Any], source: str, texts: tuple[str, ...]) -> Any:
+    try:
+        values = tuple(field.metadata["parse"](text) for text in texts)
+    except ValueError as error:
+        raise InvalidSetting(f"{source}: {error}.") from error
+    return values if field.metadata["many"] else values[-1]
+
+
+def settings_table() -> str:
+    """All settings as a Markdown table: the contents of docs/settings.md."""
+    lines = ["| flag | environment variable | default | what it does |", "| --- | --- | --- | --- |"]
+    for field in dataclasses.fields(Config):
+        meta = field.metadata
+        variables = ", ".join(f"`{name}`" for name in (variable_of(field), *meta["also"]))
+        default = meta["shown"] or f"`{field.default}`"
+        lines.append(f"| `{flag_of(field)}` | {variables} | {default} | {meta['words']} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""What runs the models: the real Multi Model Server (mms)."""

@@ -1,0 +1,209 @@
+"""
+The real Multi Model Server, booted by the inference toolkit.
+
+    polyhost serve ── supervises ──> mms_boot ── toolkit ──> multi-model-server (mms_start) ──> java
+                                                                     java ──> mms_worker ──> MMS's worker, per model
+
+This module decides what the toolkit and MMS are told, all by environment variables of theirs; `mms_boot` is
+the process that calls the toolkit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import logging
+import os
+import shutil
+import socket
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+
+from polyhost.config import Config
+from polyhost.errors import MissingDependency, PortInUse, StartFailed
+from polyhost.memory import cpu_limit, memory_limit_bytes
+from polyhost.processes import supervise
+
+logger = logging.getLogger("polyhost")
+
+JAVA_MAIN = "com.amazonaws.ml.mms.ModelServer"
+_HANDLERS = "polyhost_handlers"
+# MMS without a request in flight ends in less than a second; the platform kills 30 s after SIGTERM.
+_STOP_SECS = 20.0
+_HEAP_SHARE = 8
+_MIN_HEAP_BYTES = 96 * 1024**2
+_MAX_HEAP_BYTES = 1024**3
+
+
+def serve(config: Config, environ: Mapping[str, str]) -> int:
+    """
+    Run until told to stop; exit code 0, or 1 when MMS ended by itself.
+
+    Raises MissingDependency, PortInUse, StartFailed.
+    """
+    _require_java(environ)
+    _require_free_port(config)
+    _require_no_other_mms()
+    with _run_folder() as run:
+        told = mms_environ(config, environ, run)
+        startup = _Startup(config)
+        code = supervise(
+            [sys.executable, "-m", "polyhost.engine.mms_boot", handler_spec(config.handler), str(os.getpid())],
+            told,
+            stop_secs=_STOP_SECS,
+            on_tick=startup.is_still_starting,
+        )
+    if code is None:
+        logger.info("stopped")
+        return 0
+    if not startup.is_ready:
+        raise StartFailed("Multi Model Server ended while starting: its reason is in the lines above.")
+    logger.error("Multi Model Server ended by itself")
+    return 1
+
+
+def handler_spec(handler: str) -> str:
+    """What MMS is told: `auto` is `polyhost_handlers.auto:handle`, a module:function stays as it is."""
+    from polyhost_handlers.artifacts import kind_named
+
+    if handler == "auto":
+        return f"{_HANDLERS}.auto:handle"
+    kind = kind_named(handler)
+    return kind.handler_spec if kind else handler
+
+
+def is_multi_model(environ: Mapping[str, str]) -> bool:
+    """What the platform says; else single-model exactly when there is a model in /opt/ml/model."""
+    told = environ.get("SAGEMAKER_MULTI_MODEL", "").lower()
+    if told:
+        return told == "true"
+    model = Path(environ.get("SAGEMAKER_BASE_DIR", "/opt/ml")) / "model"
+    return not (model.is_dir() and any(model.iterdir()))
+
+
+def mms_environ(config: Config, environ: Mapping[str, str], run: Path) -> dict[str, str]:
+    """The environment of the toolkit, of MMS and of its workers. What the user set for them stays."""
+    multi_model = is_multi_model(environ)
+    listen = f"http://{config.host}:{config.port}"
+    told = {
+        **environ,
+        "SAGEMAKER_MULTI_MODEL": "true" if multi_model else "false",
+        "SAGEMAKER_BIND_TO_PORT": str(config.port),
+        "MMS_INFERENCE_ADDRESS": listen,
+        "MMS_MANAGEMENT_ADDRESS": listen,
+        # Sockets, fifos and the pid file of MMS: a folder of each run's own, so that nothing stale is met.
+        "TEMP": str(run),
+        "TMPDIR": str(run),
+        "PATH": os.pathsep.join([str(Path(__file__).parent / "mms_bin"), sysconfig.get_path("scripts"),
+                                 environ.get("PATH", os.defpath)]),
+        "POLYHOST_PYTHON": sys.executable,
+        "POLYHOST_LOG_FORMAT": config.log_format,
+        "POLYHOST_MEMORY_BOOK": str(run / "memory"),
+    }  # fmt: skip
+    if config.memory_budget is not None:
+        told["POLYHOST_MEMORY_BUDGET_BYTES"] = str(config.memory_budget)
+    workers = config.workers_per_model or (None if multi_model else cpu_limit())
+    if workers is not None:
+        told["SAGEMAKER_MODEL_SERVER_WORKERS"] = str(workers)
+    told.setdefault("SAGEMAKER_MODEL_SERVER_VMARGS", _vm_arguments())
+    if "SAGEMAKER_MAX_REQUEST_SIZE" in environ:
+        told.setdefault("MMS_MAX_REQUEST_SIZE", environ["SAGEMAKER_MAX_REQUEST_SIZE"])
+    return told
+
+
+def _vm_arguments() -> str:
+    """
+    A heap that fits the container: an eighth of its memory.
+
+    The toolkit's own default, -XX:-UseContainerSupport, has the JVM take a quarter of the whole machine.
+    """
+    heap = min(max(memory_limit_bytes() // _HEAP_SHARE, _MIN_HEAP_BYTES), _MAX_HEAP_BYTES) // 1024**2
+    return f"-Xmx{heap}m -XX:MaxDirectMemorySize={heap}m -XX:ActiveProcessorCount={cpu_limit()} -XX:+UseSerialGC"
+
+
+@contextlib.contextmanager
+def _run_folder() -> Iterator[Path]:
+    # Short, because Unix sockets lie in it: their paths have 107 bytes at most.
+    run = Path(tempfile.mkdtemp(prefix="polyhost-"))
+    try:
+        (run / "memory").mkdir()
+        yield run
+    finally:
+        shutil.rmtree(run, ignore_errors=True)
+
+
+def _require_java(environ: Mapping[str, str]) -> None:
+    home = environ.get("JAVA_HOME")
+    java = Path(home, "bin/java") if home else None
+    if java.is_file() if java else shutil.which("java", path=environ.get("PATH")):
+        return
+    where = f"JAVA_HOME is {home}, but {java} does not exist" if home else "there is no `java` on the PATH"
+    raise MissingDependency(
+        f"the engine mms needs a Java runtime, and {where}. Install one: "
+        "`apt-get install openjdk-17-jre-headless` on Debian or Ubuntu, `dnf install java-17-openjdk-headless` "
+        "on Fedora, `brew install openjdk@17` on macOS.",
+    )
+
+
+def _require_free_port(config: Config) -> None:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise PortInUse(
+                f"cannot listen on {config.host}:{config.port} ({error.strerror}): "
+                "stop what listens there, or choose another with --port.",
+            ) from error
+
+
+def _require_no_other_mms() -> None:
+    """The toolkit refuses a second MMS on the machine, but only after ten minutes and without saying so."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if JAVA_MAIN in process.cmdline():
+                raise StartFailed(
+                    f"a Multi Model Server runs already (process {process.pid}), and the inference toolkit allows "
+                    "one on a machine: stop it first.",
+                )
+
+
+class _Startup:
+    """Watches the server come up: says when it answers, gives up when nothing is left that could."""
+
+    # The toolkit's own process needs a moment to import before it starts anything.
+    _GRACE_TICKS = 40
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._idle_ticks = 0
+        self.is_ready = False
+
+    def is_still_starting(self, pid: int) -> bool:
+        if self._answers():
+            self.is_ready = True
+            logger.info("ready on http://%s:%d", self._config.host, self._config.port)
+            return False
+        with contextlib.suppress(psutil.NoSuchProcess):
+            has_children = bool(psutil.Process(pid).children())
+            self._idle_ticks = 0 if has_children else self._idle_ticks + 1
+        if self._idle_ticks > self._GRACE_TICKS:
+            raise StartFailed("Multi Model Server did not start: its reason is in the lines above.")
+        return True
+
+    def _answers(self) -> bool:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._config.host, self._config.host)  # noqa: S104
+        connection = http.client.HTTPConnection(host, self._config.port, timeout=1)
+        try:
+            connection.request("GET", "/ping")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()

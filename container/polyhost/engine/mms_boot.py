@@ -1,0 +1,51 @@
+"""
+The process that calls the inference toolkit: `python -m polyhost.engine.mms_boot HANDLER PARENT_PID`.
+
+The toolkit forwards SIGTERM to Java and waits for it, but leaves MMS's Python workers running: when it
+returns, by whatever way, this process kills what is left below it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from polyhost.log import configure
+from polyhost.processes import become_subreaper, die_with_parent, flush_and_exit, kill_descendants
+
+
+def main() -> None:
+    handler, parent = sys.argv[1], int(sys.argv[2])
+    # Until the toolkit has set a handler of its own, SIGTERM must still reach the `finally` below.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    die_with_parent(parent, signal.SIGTERM)
+    become_subreaper()
+    configure(os.environ["POLYHOST_LOG_FORMAT"])
+    code = 1
+    try:
+        _boot(handler)
+        code = 0
+    except Exception:
+        logging.getLogger("polyhost").exception("the inference toolkit failed")
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        kill_descendants()
+        flush_and_exit(code)
+
+
+def _boot(handler: str) -> None:
+    # Imported here: the toolkit reads SAGEMAKER_MULTI_MODEL and more when it is imported.
+    from sagemaker_inference import model_server
+
+    model_server.logger.handlers.clear()  # its lines go where ours go
+    # /etc is not ours to write in: an ordinary user and a read-only container start too.
+    model_server.MMS_CONFIG_FILE = str(Path(os.environ["TEMP"]) / "mms.properties")
+    model_server.DEFAULT_MMS_LOG_FILE = str(Path(__file__).with_name(f"log4j2-{os.environ['POLYHOST_LOG_FORMAT']}.xml"))
+    model_server.start_model_server(handler_service=handler)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""
+`polyhost-worker-python`: the interpreter that MMS believes to start its workers with.
+
+It looks at the handler and the model that the worker is for, and becomes the interpreter of the Python
+environment they need. Runs once per worker and imports no framework.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from polyhost_handlers.artifacts import kind_named, recognise
+from polyhost_handlers.errors import LoadFailed
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    python = interpreter_for(arguments, os.environ)
+    os.execv(python, [python, *arguments])
+
+
+def interpreter_for(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
+    """The Python that a worker started with these arguments of MMS's needs."""
+    own = environ.get("POLYHOST_PYTHON") or sys.executable
+    environment = environment_for(_option(arguments, "--handler"), _option(arguments, "--model-path"), environ)
+    if not environment:
+        return own
+    other = environ.get(f"POLYHOST_{environment.upper()}_PYTHON") or f"{sys.prefix}/envs/{environment}/bin/python"
+    # Where that environment is not installed, the handler says so in the words of a failed load.
+    return other if os.access(other, os.X_OK) else own
+
+
+def environment_for(handler: str, model_path: str, environ: Mapping[str, str]) -> str:
+    """The name of the Python environment, "" for the server's own."""
+    module = handler.partition(":")[0]
+    if module == "polyhost_handlers.auto":
+        try:
+            return recognise(Path(model_path), environ).environment
+        except (LoadFailed, OSError):
+            return ""
+    kind = kind_named(module)
+    return kind.environment if kind else ""
+
+
+def _option(arguments: Sequence[str], name: str) -> str:
+    """The value after `name`, "" if it is not there."""
+    return next((value for option, value in zip(arguments, arguments[1:], strict=False) if option == name), "")

@@ -1,0 +1,202 @@
+"""
+What lies in an unpacked archive: which framework wrote it, and which files are its own.
+
+Reads names and the first bytes of files, loads nothing and imports no framework, so that it can also run
+before a worker's interpreter is chosen.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from polyhost_handlers.errors import LoadFailed
+
+_HEAD_BYTES = 4096
+
+LINEAR_LEARNER_ARCHIVE = "model_algo-1"
+_PICKLE_SUFFIXES = (".joblib", ".pkl", ".pickle")
+# The objective's name stands near the beginning of XGBoost's old binary format, before the booster's.
+_OLD_BOOSTER = re.compile(rb"(reg|binary|multi|rank|count|survival):[a-z]+.{1,64}?(gbtree|gblinear|dart)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of archive: its handler's module, how it is recognised, and that in words."""
+
+    name: str
+    module: str
+    looked_for: str
+    is_found_in: Callable[[Path, Mapping[str, str]], bool]
+    # The Python environment its workers need, "" for the server's own.
+    environment: str = ""
+
+    @property
+    def handler_spec(self) -> str:
+        return f"{self.module}:handle"
+
+
+def recognise(model_dir: Path, environ: Mapping[str, str]) -> Kind:
+    """
+    The kind of archive in `model_dir`; the first that fits, code before data.
+
+    Raises LoadFailed, saying what was looked for and what is there.
+    """
+    if not model_dir.is_dir():
+        raise LoadFailed(f"{model_dir} is not a folder.")
+    for kind in KINDS:
+        if kind.is_found_in(model_dir, environ):
+            return kind
+    looked_for = "; ".join(f"{kind.looked_for} ({kind.name})" for kind in KINDS)
+    raise LoadFailed(f"No handler knows this archive. Looked for: {looked_for}. Found: {_found(model_dir)}.")
+
+
+def kind_named(name: str) -> Kind | None:
+    """The kind with that name or that handler module, e.g. `xgboost` or `polyhost_handlers.xgboost_handler`."""
+    return next((kind for kind in KINDS if name in (kind.name, kind.module)), None)
+
+
+def files_of(model_dir: Path) -> list[Path]:
+    """The archive's own files at its top, hidden ones left out, sorted by name."""
+    return sorted(path for path in model_dir.iterdir() if path.is_file() and not path.name.startswith((".", "_")))
+
+
+def script_of(model_dir: Path, environ: Mapping[str, str]) -> Path | None:
+    """
+    The archive's own `code/inference.py`, else the container's script, else None.
+
+    SAGEMAKER_PROGRAM names it otherwise; SAGEMAKER_SUBMIT_DIRECTORY is where the container's code lies.
+    """
+    program = environ.get("SAGEMAKER_PROGRAM") or "inference.py"
+    program = program if program.endswith(".py") else f"{program}.py"
+    folders = [model_dir / "code"]
+    submit_directory = environ.get("SAGEMAKER_SUBMIT_DIRECTORY", "").removeprefix("file://")
+    if submit_directory and "://" not in submit_directory:
+        folders.append(Path(submit_directory))
+    for folder in folders:
+        script = folder / program
+        if script.is_file() and script.resolve().is_relative_to(folder.resolve()):
+            return script
+    return None
+
+
+def boosters_in(model_dir: Path) -> list[Path]:
+    """The files that hold an XGBoost model, in any generation of its formats."""
+    return [path for path in files_of(model_dir) if is_booster(path)]
+
+
+def is_booster(path: Path) -> bool:
+    head = _head(path)
+    if head.startswith(b"{"):  # JSON, or UBJSON, which begins with "{L"
+        return b"learner" in head
+    if is_pickle(head):
+        return pickled_module(head).partition(".")[0] == "xgboost"
+    return head.startswith((b"binf", b"bs64")) or _OLD_BOOSTER.search(head[:1024]) is not None
+
+
+def is_pickle(head: bytes) -> bool:
+    return head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"ccopy_reg\n", b"ccopyreg\n"))
+
+
+def pickled_module(head: bytes) -> str:
+    """The module of the first class that a pickle names, "" if its beginning does not tell."""
+    strings: list[str] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(head):
+            if opcode.name == "GLOBAL":
+                module = str(argument).split(" ")[0]
+                if module not in ("copy_reg", "copyreg", "__builtin__", "builtins"):
+                    return module
+            elif opcode.name == "STACK_GLOBAL" and len(strings) > 1:
+                return strings[-2]
+            elif isinstance(argument, str):
+                strings.append(argument)
+    except (ValueError, IndexError):
+        pass  # the head ends in the middle of the pickle
+    return ""
+
+
+def checkpoints_in(model_dir: Path) -> list[tuple[Path, Path]]:
+    """MXNet Module checkpoints: the pairs of `PREFIX-symbol.json` and its latest `PREFIX-NNNN.params`."""
+    pairs = []
+    for symbol in sorted(model_dir.glob("*-symbol.json")):
+        prefix = symbol.name.removesuffix("-symbol.json")
+        pattern = re.compile(re.escape(prefix) + r"-\d{4}\.params")
+        params = [path for path in files_of(model_dir) if pattern.fullmatch(path.name)]
+        if params:
+            pairs.append((symbol, params[-1]))
+    return pairs
+
+
+def estimators_in(model_dir: Path) -> list[Path]:
+    """Pickled scikit-learn objects: `model.joblib` and its like; any suffix if the pickle names sklearn."""
+    return [
+        path
+        for path in files_of(model_dir)
+        if path.suffix in _PICKLE_SUFFIXES
+        or (is_pickle(_head(path)) and pickled_module(_head(path)).startswith("sklearn"))
+    ]
+
+
+def networks_in(model_dir: Path) -> list[Path]:
+    return [path for path in files_of(model_dir) if path.suffix == ".onnx"]
+
+
+def _is_linear_learner(model_dir: Path) -> bool:
+    return (model_dir / LINEAR_LEARNER_ARCHIVE).is_file() or (
+        (model_dir / "additional-params.json").is_file() and bool(checkpoints_in(model_dir))
+    )
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES)
+
+
+def _found(model_dir: Path) -> str:
+    names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in model_dir.iterdir())
+    if not names:
+        return "nothing, the archive is empty"
+    if len(names) == 1 and names[0].endswith("/"):
+        return f"only the folder {names[0]} (pack the files themselves, not the folder they are in)"
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(names[:20]) + more
+
+
+KINDS: Sequence[Kind] = (
+    Kind(
+        "script",
+        "polyhost_handlers.script_handler",
+        "code/inference.py",
+        lambda folder, environ: script_of(folder, environ) is not None,
+    ),
+    Kind(
+        "linear-learner",
+        "polyhost_handlers.linear_learner_handler",
+        LINEAR_LEARNER_ARCHIVE,
+        lambda folder, _: _is_linear_learner(folder),
+    ),
+    Kind(
+        "mxnet",
+        "polyhost_handlers.mxnet_handler",
+        "*-symbol.json with *-0000.params",
+        lambda folder, _: bool(checkpoints_in(folder)),
+        environment="mxnet",
+    ),
+    Kind("onnx", "polyhost_handlers.onnx_handler", "*.onnx", lambda folder, _: bool(networks_in(folder))),
+    Kind(
+        "xgboost",
+        "polyhost_handlers.xgboost_handler",
+        "xgboost-model or any file that is an XGBoost model",
+        lambda folder, _: (folder / "xgboost-model").is_file() or bool(boosters_in(folder)),
+    ),
+    Kind(
+        "sklearn",
+        "polyhost_handlers.sklearn_handler",
+        "model.joblib, *.pkl",
+        lambda folder, _: bool(estimators_in(folder)),
+    ),
+)

@@ -1,0 +1,212 @@
+"""
+The contract of a handler, and the bridge to Multi Model Server's.
+
+A handler is a class: `load` makes one loaded model from a folder, `predict` answers one request.
+It holds no module-level state, so that one process may hold many models. `entry_point` turns the class
+into the function that MMS calls (function style: in a class, MMS swallows what `initialize` raises).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from polyhost_handlers.errors import BadInput, HandlerError, NoContent, memory_errors_translated
+
+logger = logging.getLogger("polyhost.handlers")
+
+JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a model is loaded from: an unpacked archive and its container's environment."""
+
+    model_dir: Path
+    model_name: str
+    environ: Mapping[str, str]
+    # MMS's own context object, for scripts whose functions ask for it.
+    context: Any = None
+
+    @property
+    def is_multi_model(self) -> bool:
+        return self.environ.get("SAGEMAKER_MULTI_MODEL", "").lower() == "true"
+
+    def default_accept(self, otherwise: str) -> str:
+        return self.environ.get("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT") or otherwise
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request. `accept` is "" when the client does not say; header names are in lower case."""
+
+    body: bytes
+    content_type: str = ""
+    accept: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    context: Any = None
+
+
+@dataclass(frozen=True)
+class Response:
+    """An answer. `body` may be anything MMS can send: bytes, str, or what JSON can hold."""
+
+    body: Any
+    content_type: str = JSON
+    # None leaves the status to a script that sets it on MMS's context itself.
+    status: int | None = 200
+
+
+class Handler(ABC):
+    """One loaded model. `load` and `predict` are called on one thread, one call at a time."""
+
+    # What this handler is called on the command line, in logs and in the memory guard's book.
+    kind: ClassVar[str]
+
+    @classmethod
+    def kind_of(cls, source: ModelSource) -> str:  # noqa: ARG003 - AutoHandler looks into it
+        return cls.kind
+
+    @classmethod
+    @abstractmethod
+    def load(cls, source: ModelSource) -> Handler:
+        """
+        Load the model in `source.model_dir`.
+
+        Raises `LoadFailed` with one sentence, or `MemoryError`, after which the server answers 507.
+        """
+
+    @abstractmethod
+    def predict(self, request: Request) -> Response:
+        """Answer `request`. Raises `HandlerError` with the status to answer, or `MemoryError`."""
+
+
+def entry_point(handler: type[Handler]) -> Callable[[Any, Any], list[Any] | None]:
+    """The function MMS calls: with `data=None` to load the model, then with each batch of requests."""
+    model: Handler | None = None
+
+    def handle(data: list[dict[str, Any]] | None, context: Any) -> list[Any] | None:
+        nonlocal model
+        if model is None or data is None:
+            model = load_guarded(handler, _source_of(context))
+        if data is None:
+            return None
+        return [_answer(model, item, context, index) for index, item in enumerate(data)]
+
+    return handle
+
+
+def load_guarded(handler: type[Handler], source: ModelSource) -> Handler:
+    """
+    Load a model if memory allows.
+
+    The guard raises `MemoryError` before the harm is done. It works only where the server that started
+    this worker keeps its book; under a stock MMS there is none, and only what libraries say about memory
+    becomes a `MemoryError`.
+    """
+    try:
+        with memory_errors_translated(), _guard(source, handler.kind_of(source)):
+            return handler.load(source)
+    except MemoryError as error:
+        logger.error("model %s: 507: %s", source.model_name, error)  # noqa: TRY400
+        raise
+    except HandlerError as error:
+        logger.error("model %s: %s", source.model_name, error.message)  # noqa: TRY400
+        raise
+
+
+@contextlib.contextmanager
+def _guard(source: ModelSource, kind: str) -> Iterator[None]:
+    book = source.environ.get("POLYHOST_MEMORY_BOOK")
+    if not book:
+        yield
+        return
+    from polyhost.memory import Guard
+
+    with Guard.from_environ(source.environ).admit(kind, folder_bytes(source.model_dir)):
+        yield
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _source_of(context: Any) -> ModelSource:
+    properties = context.system_properties
+    return ModelSource(
+        model_dir=Path(properties["model_dir"]),
+        model_name=context.model_name,
+        environ=dict(os.environ),
+        context=context,
+    )
+
+
+def _answer(model: Handler, item: Mapping[str, Any], context: Any, index: int) -> Any:
+    """One request's answer; what goes wrong becomes a status and a sentence, never a traceback."""
+    try:
+        with memory_errors_translated():
+            response = model.predict(_request_of(item, context, index))
+    except MemoryError:
+        raise
+    except HandlerError as error:
+        logger.info("model %s: answered %d: %s", context.model_name, error.status, error.message)
+        response = error_response(error)
+    except Exception as error:
+        logger.exception("model %s: prediction failed", context.model_name)
+        response = error_response(HandlerError(f"Prediction failed: {type(error).__name__}: {error}"))
+    context.set_response_content_type(index, response.content_type)
+    if response.status is not None:
+        context.set_response_status(code=response.status, phrase="", idx=index)
+    return response.body
+
+
+def error_response(error: HandlerError) -> Response:
+    """The same JSON as MMS's own errors, so that clients parse one form."""
+    if isinstance(error, NoContent):
+        return Response(b"", status=error.status)
+    message = " ".join(error.message.split())
+    body = json.dumps({"code": error.status, "type": error.type, "message": message}, indent=2) + "\n"
+    return Response(body.encode(), status=error.status)
+
+
+def _request_of(item: Mapping[str, Any], context: Any, index: int) -> Request:
+    raw_headers = context.get_all_request_header(index)
+    headers = {name.lower(): value for name, value in raw_headers.items() if isinstance(value, str)}
+    field_name, value = _payload(item)
+    part = raw_headers.get(field_name)
+    content_type = headers.get("content-type", "")
+    if content_type.startswith(("multipart/", "application/x-www-form-urlencoded")) and isinstance(part, dict):
+        content_type = part.get("content-type", "")
+    return Request(
+        body=_as_bytes(value),
+        content_type=content_type,
+        accept=headers.get("accept", ""),
+        headers=headers,
+        context=context,
+    )
+
+
+def _payload(item: Mapping[str, Any]) -> tuple[str, Any]:
+    """The request's body: named `body` when sent raw, else the one field of a form or of the query."""
+    for name in ("body", "data"):
+        if name in item:
+            return name, item[name]
+    if len(item) == 1:
+        return next(iter(item.items()))
+    if not item:
+        return "body", b""
+    raise BadInput(f"Send one field, or name one of them 'body': the request has {', '.join(sorted(item))}.")
+
+
+def _as_bytes(value: Any) -> bytes:
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value)
+    # A stock MMS decodes JSON and text itself (decode_input_request=true).
+    return value.encode() if isinstance(value, str) else json.dumps(value).encode()

@@ -1,0 +1,343 @@
+"""
+Request bodies to arrays, predictions to answers: the formats of SageMaker's built-in algorithms.
+
+Bodies are hostile input. Nothing is unpickled, and no format can ask for more memory than in proportion to
+its own size.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from polyhost_handlers.errors import NoContent, Unparseable, UnsupportedMediaType
+
+CSV = "text/csv"
+JSON = "application/json"
+JSONLINES = "application/jsonlines"
+LIBSVM = "text/libsvm"
+NPY = "application/x-npy"
+RECORDIO = "application/x-recordio-protobuf"
+
+_ALIASES = {
+    "csv": CSV,
+    "application/csv": CSV,
+    "json": JSON,
+    "jsonlines": JSONLINES,
+    "application/x-jsonlines": JSONLINES,
+    "application/json-lines": JSONLINES,
+    "application/jsonl": JSONLINES,
+    "libsvm": LIBSVM,
+    "text/x-libsvm": LIBSVM,
+    "application/npy": NPY,
+    "npy": NPY,
+    "recordio-protobuf": RECORDIO,
+}
+
+Matrix = Any  # np.ndarray of shape (rows, features), or scipy's csr_matrix of the same shape
+
+
+def media_type(header: str) -> str:
+    """`text/x-libsvm; charset=utf8` is `text/libsvm`: parameters cut off, aliases resolved."""
+    name = header.partition(";")[0].strip().lower()
+    return _ALIASES.get(name, name)
+
+
+def decoder_for(content_type: str, supported: Sequence[str], default: str = CSV) -> str:
+    """
+    Which of `supported` a Content-Type means; `default` when the client does not say.
+
+    Raises UnsupportedMediaType.
+    """
+    name = media_type(content_type) or default
+    # What curl and HTTP libraries add by themselves says nothing about the body.
+    if name in ("application/x-www-form-urlencoded", "application/octet-stream", "text/plain"):
+        name = default
+    if name not in supported:
+        raise UnsupportedMediaType(f"Content-Type {name} is not supported here: send {_choice(supported)}.")
+    return name
+
+
+def choose_accept(accept: str, supported: Sequence[str], default: str) -> str:
+    """
+    Which of `supported` to answer with; `default` when the client takes anything.
+
+    Raises UnsupportedMediaType, with 415 as AWS's containers answer (HTTP would say 406).
+    """
+    for candidate in accept.split(","):
+        name = media_type(candidate)
+        if name in ("", "*/*", "application/*" if default.startswith("application/") else "text/*"):
+            return media_type(default)
+        if name in supported:
+            return name
+    raise UnsupportedMediaType(f"Accept {accept} is not supported here: ask for {_choice(supported)}.")
+
+
+def _choice(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def require_body(body: bytes) -> None:
+    if not body.strip():
+        raise NoContent("The request has no body.")
+
+
+# Decoding
+
+
+def decode_matrix(body: bytes, content_type: str) -> np.ndarray[Any, Any]:
+    """
+    Numbers only, shape (rows, features), float64; an empty field, `null` and `nan` are NaN.
+
+    Raises Unparseable, naming the line and the field.
+    """
+    decoders: dict[str, Callable[[bytes], np.ndarray[Any, Any]]] = {
+        CSV: decode_csv,
+        JSON: decode_json,
+        JSONLINES: decode_jsonlines,
+        NPY: decode_npy,
+    }
+    return decoders[content_type](body)
+
+
+def decode_csv(body: bytes) -> np.ndarray[Any, Any]:
+    text = _text(body).strip("\r\n")
+    lines = text.splitlines()
+    delimiter = _delimiter(lines[0])
+    rows = [[_number(value, line, column) for column, value in enumerate(row.split(delimiter), 1)]
+            for line, row in enumerate(lines, 1)]  # fmt: skip
+    return _rectangle(rows, "Line")
+
+
+def decode_csv_table(body: bytes) -> np.ndarray[Any, Any]:
+    """Like `decode_csv`, but fields that are not numbers stay text: then the dtype is object."""
+    lines = list(csv.reader(io.StringIO(_text(body).strip("\r\n"))))
+    rows = [[_number_or_text(value) for value in line] for line in lines]
+    width = len(rows[0])
+    for number, row in enumerate(rows, 1):
+        if len(row) != width:
+            raise Unparseable(f"Line {number} has {len(row)} fields, line 1 has {width}: send equal lines.")
+    is_numeric = all(isinstance(value, float) for row in rows for value in row)
+    return np.array(rows, dtype=float if is_numeric else object)
+
+
+def decode_json(body: bytes) -> np.ndarray[Any, Any]:
+    return _rectangle(json_rows(parse_json(body)), "Row")
+
+
+def decode_json_table(body: bytes) -> np.ndarray[Any, Any]:
+    """Like `decode_json`, but text is allowed: then the dtype is object."""
+    rows = json_rows(parse_json(body))
+    if all(isinstance(value, (int, float, type(None))) for row in rows for value in row):
+        return _rectangle(rows, "Row")
+    if len({len(row) for row in rows}) > 1:
+        raise Unparseable("The rows differ in length: send rows of equal length.")
+    return np.array(rows, dtype=object)
+
+
+def decode_jsonlines(body: bytes) -> np.ndarray[Any, Any]:
+    rows: list[Any] = []
+    for line in _text(body).splitlines():
+        if line.strip():
+            rows.extend(json_rows(parse_json(line.encode())))
+    return _rectangle(rows, "Line")
+
+
+def decode_npy(body: bytes) -> np.ndarray[Any, Any]:
+    array = decode_array_npy(body)
+    if array.ndim == 0 or array.dtype.kind not in "biuf":
+        raise Unparseable(f"The array has dtype {array.dtype} and shape {array.shape}: send rows of numbers.")
+    return array.reshape(1, -1) if array.ndim == 1 else array
+
+
+def decode_array_npy(body: bytes) -> np.ndarray[Any, Any]:
+    """An array of any shape; an object array, which is a pickle, is refused."""
+    try:
+        _refuse_oversized_npy(body)
+        array: np.ndarray[Any, Any] = np.load(io.BytesIO(body), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise Unparseable(f"The body is not a .npy file of numbers: {error}.") from error
+    return array
+
+
+def _refuse_oversized_npy(body: bytes) -> None:
+    """Before numpy allocates what a header promises, hold it against what was sent."""
+    stream = io.BytesIO(body)
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    needed = math.prod(shape) * dtype.itemsize
+    if needed > len(body):
+        raise ValueError(f"its header promises {needed} bytes, {len(body)} came")
+
+
+def decode_libsvm(body: bytes, features: int | None) -> Matrix:
+    """
+    `label index:value …` lines (the label may be missing) as a csr_matrix of shape (rows, `features`).
+
+    Indexes count from 0; where an index equals `features` and none is 0, they counted from 1 and are
+    shifted. Raises Unparseable, also for an index beyond the model's.
+    """
+    from scipy.sparse import csr_matrix
+
+    values: list[float] = []
+    columns: list[int] = []
+    starts = [0]
+    for number, line in enumerate(_text(body).strip().splitlines(), 1):
+        for position, item in enumerate(line.split()):
+            index, colon, value = item.partition(":")
+            if not colon and position == 0:
+                continue  # the label
+            try:
+                columns.append(int(index))
+                values.append(float(value))
+            except ValueError:
+                raise Unparseable(f"Line {number}: '{item[:40]}' is not index:value.") from None
+            if columns[-1] < 0:
+                raise Unparseable(f"Line {number}: index {index} is negative.")
+        starts.append(len(values))
+    width = features if features is not None else max(columns, default=-1) + 1
+    if columns and max(columns) == width and min(columns) >= 1:
+        columns = [column - 1 for column in columns]
+    if columns and max(columns) >= width:
+        raise Unparseable(f"Index {max(columns)} is too large: the model has {width} features.")
+    return csr_matrix((values, columns, starts), shape=(len(starts) - 1, width))
+
+
+def json_rows(document: Any) -> list[Any]:
+    """
+    The rows in any of the JSON forms clients send.
+
+    `[[1, 2], …]`, `[1, 2]`, `{"instances": […]}`, `{"inputs": …}`, `{"features": […]}`,
+    `{"data": {"features": {"values": […]}}}`, sparse `{"keys", "shape", "values"}`.
+    """
+    if isinstance(document, Mapping):
+        for name in ("instances", "inputs", "data", "features", "values"):
+            if name in document:
+                return _sparse_row(document) if name == "values" else json_rows(document[name])
+        raise Unparseable('The JSON object has no "instances": send {"instances": [[…], …]} or [[…], …].')
+    if not isinstance(document, list):
+        raise Unparseable(f"A JSON {type(document).__name__} is not rows: send [[…], …].")
+    if not document:
+        raise NoContent("The request has no rows.")
+    if isinstance(document[0], Mapping):
+        return [row for item in document for row in json_rows(item)]
+    return document if isinstance(document[0], list) else [document]
+
+
+# The widest sparse row that is worth a dense one: AWS's linear learner takes as many features at most.
+_MAX_SPARSE_WIDTH = 10_000_000
+
+
+def _sparse_row(document: Mapping[str, Any]) -> list[Any]:
+    values = document["values"]
+    if "keys" not in document:
+        return [values]
+    keys, shape = document["keys"], document.get("shape") or [max(document["keys"], default=-1) + 1]
+    try:
+        width = int(shape[0])
+        if not 0 < width <= _MAX_SPARSE_WIDTH:
+            raise Unparseable(f"A sparse row of {width} features is not supported.")
+        row = np.zeros(width)
+        row[np.asarray(keys, dtype=int)] = values
+    except (ValueError, TypeError, IndexError) as error:
+        raise Unparseable(f"A sparse row needs keys, shape and values that fit: {error}.") from error
+    return [row.tolist()]
+
+
+def parse_json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Unparseable(f"The body is not JSON: {error}.") from error
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unparseable(f"The body is not UTF-8 text: {error.reason} at byte {error.start}.") from error
+
+
+def _delimiter(line: str) -> str:
+    return next((mark for mark in ",\t;|" if mark in line), ",")
+
+
+def _number(field: str, line: int, column: int) -> float:
+    try:
+        return float(field) if field.strip() else math.nan
+    except ValueError:
+        shown = field[:40]
+        raise Unparseable(
+            f"Line {line}, field {column}: '{shown}' is not a number: send numbers only, without a header line.",
+        ) from None
+
+
+def _number_or_text(field: str) -> float | str:
+    if not field.strip():
+        return math.nan
+    try:
+        return float(field)
+    except ValueError:
+        return field
+
+
+def _rectangle(rows: list[Any], unit: str) -> np.ndarray[Any, Any]:
+    first = rows[0]
+    if not isinstance(first, list):
+        raise Unparseable(f"{unit} 1 is not a list of numbers.")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, list) or len(row) != len(first):
+            found = len(row) if isinstance(row, list) else type(row).__name__
+            raise Unparseable(f"{unit} {number} has {found} fields, {unit.lower()} 1 has {len(first)}: send equal rows.")
+    try:
+        matrix = np.array(rows, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise Unparseable(f"The rows hold something that is not a number: {error}.") from error
+    if matrix.ndim != 2:
+        raise Unparseable(f"The rows have {matrix.ndim} dimensions: send a list of rows of numbers.")
+    return matrix
+
+
+# Encoding
+
+
+def encode_json(value: Any) -> bytes:
+    return json.dumps(value, default=_plain).encode()
+
+
+def encode_jsonlines(items: Sequence[Any]) -> bytes:
+    return "".join(json.dumps(item, default=_plain) + "\n" for item in items).encode()
+
+
+def encode_csv_rows(rows: Sequence[Any]) -> bytes:
+    """One line a row, the fields of a row joined by commas."""
+    return "\n".join(",".join(map(str, row)) if isinstance(row, list) else str(row) for row in rows).encode()
+
+
+def encode_csv_fields(rows: Sequence[Sequence[Any]]) -> bytes:
+    """Like `encode_csv_rows`; a field that is a list is quoted, as one field."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    return stream.getvalue().rstrip("\n").encode()
+
+
+def encode_npy(array: np.ndarray[Any, Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """numpy's scalars and arrays as what JSON knows."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    raise TypeError(f"{type(value).__name__} does not go into JSON")

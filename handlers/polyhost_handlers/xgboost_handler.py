@@ -1,0 +1,156 @@
+"""
+XGBoost, as SageMaker's built-in algorithm answers (sagemaker-xgboost-container is the source).
+
+Every generation of artifact: UBJSON, JSON, the old binary format, pickles back to those from before 1.0.
+Several boosters in one archive are an ensemble.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyhost_handlers import codecs
+from polyhost_handlers.artifacts import boosters_in, files_of
+from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
+from polyhost_handlers.codecs import CSV, JSON, JSONLINES, LIBSVM, NPY, RECORDIO, Matrix
+from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed, Unparseable, is_out_of_memory
+from polyhost_handlers.recordio import decode_recordio, encode_recordio
+from polyhost_handlers.xgboost_artifact import load_booster
+from polyhost_handlers.xgboost_selection import select
+
+_INPUTS = (CSV, LIBSVM, RECORDIO, JSON, JSONLINES, NPY)
+_OUTPUTS = (JSON, CSV, JSONLINES, RECORDIO)
+_VOTING_OBJECTIVES = ("multi:softmax", "binary:hinge")
+
+
+class XGBoostHandler(Handler):
+    kind = "xgboost"
+
+    def __init__(self, boosters: list[Any], source: ModelSource) -> None:
+        self._boosters = boosters
+        self._features = int(boosters[0].num_features())
+        learner = json.loads(boosters[0].save_config())["learner"]
+        self._objective = str(learner["objective"]["name"])
+        self._classes = int(learner["learner_model_param"].get("num_class", 0))
+        selected = source.environ.get("SAGEMAKER_INFERENCE_OUTPUT", "")
+        self._selected = [key for key in selected.replace(" ", "").lower().split(",") if key]
+        self._is_multi_model = source.is_multi_model
+        self._is_batch = bool(source.environ.get("SAGEMAKER_BATCH"))
+        self._default_accept = source.default_accept(JSON if self._is_multi_model else CSV)
+
+    @classmethod
+    def load(cls, source: ModelSource) -> XGBoostHandler:
+        paths = _booster_files(source.model_dir)
+        return cls([load_booster(path) for path in paths], source)
+
+    def predict(self, request: Request) -> Response:
+        codecs.require_body(request.body)
+        accept = codecs.choose_accept(request.accept, _OUTPUTS, self._default_accept)
+        rows = self._decode(request)
+        try:
+            prediction = self._predict(rows)
+        except ValueError as error:  # XGBoostError is one
+            if is_out_of_memory(error):
+                raise
+            raise BadInput(f"Unable to evaluate payload provided: {error}") from error
+        return Response(self._encode(prediction, accept), accept)
+
+    def _decode(self, request: Request) -> Matrix:
+        content_type = codecs.decoder_for(request.content_type, _INPUTS)
+        try:
+            if content_type == LIBSVM:
+                return codecs.decode_libsvm(request.body, self._features)
+            if content_type == RECORDIO:
+                rows = decode_recordio(request.body, self._features)
+            else:
+                rows = codecs.decode_matrix(request.body, content_type)
+        except Unparseable as error:
+            raise _Unparseable415(error) from error
+        if rows.shape[1] != self._features:
+            raise BadInput(f"Each row has {rows.shape[1]} features, the model was trained on {self._features}.")
+        return rows
+
+    def _predict(self, rows: Matrix) -> np.ndarray[Any, Any]:
+        """Predictions of shape (rows,) or (rows, classes): the one booster's, or the ensemble's."""
+        import xgboost
+
+        matrix = xgboost.DMatrix(rows, nthread=1)
+        votes = [_predict_one(booster, matrix) for booster in self._boosters]
+        if len(votes) == 1:
+            return votes[0]
+        stacked = np.stack(votes)
+        if self._objective in _VOTING_OBJECTIVES:
+            return np.apply_along_axis(_most_common, 0, stacked)
+        mean: np.ndarray[Any, Any] = stacked.mean(axis=0)
+        return mean
+
+    def _encode(self, prediction: np.ndarray[Any, Any], accept: str) -> bytes:
+        if self._selected:
+            return self._encode_selected(prediction, accept)
+        values = prediction.tolist()
+        if accept == CSV:
+            # One line joined by commas is no CSV of rows, but it is what AWS's container answers.
+            text = "\n".join(map(str, values)) + "\n" if self._is_batch else ",".join(map(str, values))
+            return text.encode()
+        if accept == JSON and self._is_multi_model:
+            return codecs.encode_json(values)
+        scores = [{"score": value} for value in values]
+        return _encode_rows(scores, accept)
+
+    def _encode_selected(self, prediction: np.ndarray[Any, Any], accept: str) -> bytes:
+        rows = select(prediction, self._selected, self._objective, self._classes)
+        if accept == CSV:
+            lines = [[row[key] for key in self._selected] for row in rows]
+            text = codecs.encode_csv_fields(lines)
+            return text + b"\n" if self._is_batch else text
+        return _encode_rows(rows, accept)
+
+
+class _Unparseable415(HandlerError):
+    """What cannot be parsed is 415 from AWS's XGBoost container, not 400."""
+
+    status = 415
+    type = "UnsupportedMediaTypeException"
+
+    def __init__(self, error: Unparseable) -> None:
+        super().__init__(error.message)
+
+
+def _booster_files(model_dir: Path) -> list[Path]:
+    named = model_dir / "xgboost-model"
+    found = boosters_in(model_dir) or ([named] if named.is_file() else [])
+    files = files_of(model_dir)
+    if not found and len(files) == 1:
+        found = files  # let XGBoost itself say what is wrong with it
+    if not found:
+        names = ", ".join(path.name for path in files) or "nothing"
+        raise LoadFailed(f"Unable to load model: no XGBoost model in the archive, found {names}.")
+    return found
+
+
+def _predict_one(booster: Any, matrix: Any) -> np.ndarray[Any, Any]:
+    best = booster.attr("best_iteration")
+    trees = (0, int(best) + 1) if best is not None else (0, 0)
+    prediction: np.ndarray[Any, Any] = booster.predict(matrix, iteration_range=trees, validate_features=False)
+    return prediction
+
+
+def _most_common(votes: np.ndarray[Any, Any]) -> Any:
+    values, counts = np.unique(votes, return_counts=True)
+    return values[np.argmax(counts)]
+
+
+def _encode_rows(rows: list[dict[str, Any]], accept: str) -> bytes:
+    if accept == JSON:
+        return codecs.encode_json({"predictions": rows})
+    if accept == JSONLINES:
+        return codecs.encode_jsonlines(rows)
+    return encode_recordio([{key: np.ravel(value).tolist() for key, value in row.items()} for row in rows])
+
+
+HANDLER = XGBoostHandler
+handle = entry_point(XGBoostHandler)

@@ -1,0 +1,185 @@
+"""
+Sample models, small and seeded: house prices in ten cities, and one model of each other kind.
+
+The houses are synthetic: their price follows a formula that differs by city, plus noise.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import joblib
+import numpy as np
+import onnx
+import xgboost
+from sklearn.compose import ColumnTransformer
+from sklearn.neural_network import MLPRegressor
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from polyhost_handlers.ndarray_file import write_params
+
+SEED = 20261121
+HOUSES = 400
+FEATURES = ("year_built", "square_feet", "bedrooms", "bathrooms", "lot_acres", "garage_spaces")
+# City: (base price, price of a square foot, price of a year of age)
+CITIES = {
+    "houston": (60_000, 120, -600),
+    "los_angeles": (250_000, 420, -300),
+    "chicago": (80_000, 180, -400),
+    "new_york": (300_000, 520, -150),
+    "san_francisco": (400_000, 640, -100),
+    "austin": (120_000, 260, -700),
+    "denver": (140_000, 280, -500),
+    "seattle": (210_000, 390, -350),
+    "boston": (240_000, 410, -120),
+    "miami": (130_000, 300, -550),
+}
+
+
+def main() -> None:
+    models = Path(sys.argv[1])
+    models.mkdir(parents=True, exist_ok=True)
+    for city in CITIES:
+        write(models, city, lambda folder, city=city: city_model(folder, city))
+    preprocessor, weight, bias = houses_with_deck()
+    write(models, "house_preprocessor", lambda folder: joblib.dump(preprocessor, folder / "model.joblib"))
+    write(models, "house_linear_learner", lambda folder: linear_learner(folder, weight, bias))
+    write(models, "house_network", onnx_network)
+    write(models, "listing_tone", script_model)
+    (models / ".complete").touch()
+
+
+def write(models: Path, name: str, fill: Callable[[Path], object]) -> None:
+    """`models/name/` filled by `fill`, and the same packed as `models/name.tar.gz`."""
+    folder = models / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    fill(folder)
+    with tarfile.open(models / f"{name}.tar.gz", "w:gz") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.add(path, path.name)
+
+
+def houses(city: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features of shape (HOUSES, 6) and prices of shape (HOUSES,)."""
+    random = np.random.default_rng([SEED, sorted(CITIES).index(city)])
+    year = random.integers(1950, 2026, HOUSES)
+    feet = random.normal(2000, 500, HOUSES).clip(500).round()
+    bedrooms = random.integers(1, 7, HOUSES)
+    bathrooms = random.integers(2, 9, HOUSES) / 2
+    lot = random.normal(0.6, 0.25, HOUSES).clip(0.05).round(2)
+    garage = random.integers(0, 4, HOUSES)
+    base, per_foot, per_year = CITIES[city]
+    price = base + per_foot * feet + per_year * (2026 - year) + 9_000 * bedrooms + 12_000 * bathrooms
+    price = price + 40_000 * lot + 8_000 * garage + random.normal(0, 8_000, HOUSES)
+    return np.column_stack([year, feet, bedrooms, bathrooms, lot, garage]), price
+
+
+def city_model(folder: Path, city: str) -> None:
+    features, price = houses(city)
+    data = xgboost.DMatrix(features, price, nthread=1)
+    parameters = {"max_depth": 5, "eta": 0.3, "objective": "reg:squarederror", "seed": SEED, "nthread": 1}
+    xgboost.train(parameters, data, num_boost_round=25).save_model(folder / "xgboost-model.ubj")
+    (folder / "xgboost-model.ubj").rename(folder / "xgboost-model")
+
+
+def houses_with_deck() -> tuple[ColumnTransformer, np.ndarray, float]:
+    """A preprocessor for houses with two y/n columns (deck, front porch), and a linear model after it."""
+    numbers, price = houses("houston")
+    random = np.random.default_rng(SEED)
+    deck, porch = random.choice(["y", "n"], (2, HOUSES))
+    price = price + 15_000 * (deck == "y") + 9_000 * (porch == "y")
+    table = np.column_stack([numbers.astype(object), deck, porch])
+    preprocessor = ColumnTransformer(
+        [
+            ("numbers", StandardScaler(), list(range(len(FEATURES)))),
+            ("yes_or_no", OneHotEncoder(drop="if_binary", categories=[["n", "y"]] * 2), [6, 7]),
+        ],
+    )
+    ready = np.asarray(preprocessor.fit_transform(table), dtype=float)
+    solution = np.linalg.lstsq(np.column_stack([ready, np.ones(HOUSES)]), price, rcond=None)[0]
+    return preprocessor, solution[:-1], float(solution[-1])
+
+
+def linear_learner(folder: Path, weight: np.ndarray, bias: float) -> None:
+    """The archive that SageMaker's linear learner leaves: a zip with an MXNet checkpoint and parameters."""
+    parts = folder / "parts"
+    parts.mkdir()
+    arrays = {
+        "arg:fc0_weight": weight.astype(np.float32).reshape(1, -1),
+        "arg:fc0_bias": np.array([bias], dtype=np.float32),
+    }
+    write_params(parts / "mx-mod-0000.params", arrays)
+    (parts / "mx-mod-symbol.json").write_text(json.dumps(linear_symbol()))
+    (parts / "additional-params.json").write_text(json.dumps({"predictor_type": "regressor"}))
+    (parts / "manifest.json").write_text(json.dumps({"model_type": "linear-learner", "format_version": 1}))
+    with zipfile.ZipFile(folder / "model_algo-1", "w", zipfile.ZIP_DEFLATED) as archive:
+        for part in sorted(parts.iterdir()):
+            archive.write(part, part.name)
+    shutil.rmtree(parts)
+
+
+def linear_symbol() -> dict[str, object]:
+    """One fully connected layer of one output, as MXNet writes a graph."""
+    variables = [{"op": "null", "name": name, "inputs": []} for name in ("data", "fc0_weight", "fc0_bias")]
+    layer = {
+        "op": "FullyConnected",
+        "name": "fc0",
+        "attrs": {"num_hidden": "1"},
+        "inputs": [[0, 0, 0], [1, 0, 0], [2, 0, 0]],
+    }
+    return {
+        "nodes": [*variables, layer],
+        "arg_nodes": [0, 1, 2],
+        "node_row_ptr": [0, 1, 2, 3, 4],
+        "heads": [[3, 0, 0]],
+        "attrs": {"mxnet_version": ["int", 10901]},
+    }
+
+
+def onnx_network(folder: Path) -> None:
+    """A small multi-layer perceptron for Denver's prices; scaling is part of its first layer."""
+    features, price = houses("denver")
+    scaler = StandardScaler().fit(features)
+    target = StandardScaler().fit(price.reshape(-1, 1))
+    network = MLPRegressor(hidden_layer_sizes=(16,), max_iter=3000, random_state=SEED, solver="lbfgs")
+    network.fit(scaler.transform(features), target.transform(price.reshape(-1, 1)).ravel())
+    first, second = network.coefs_
+    first_scaled = first / scaler.scale_[:, None]
+    arrays = {
+        "w1": first_scaled,
+        "b1": network.intercepts_[0] - scaler.mean_ @ first_scaled,
+        "w2": second * target.scale_[0],
+        "b2": network.intercepts_[1] * target.scale_[0] + target.mean_[0],
+    }
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            node("Gemm", ["house", "w1", "b1"], ["hidden"]),
+            node("Relu", ["hidden"], ["active"]),
+            node("Gemm", ["active", "w2", "b2"], ["price"]),
+        ],
+        "house_network",
+        [value("house", onnx.TensorProto.FLOAT, ["rows", len(FEATURES)])],
+        [value("price", onnx.TensorProto.FLOAT, ["rows", 1])],
+        [onnx.numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
+    )
+    # Opset 17 and IR 8: old enough for any onnxruntime still in use.
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, folder / "model.onnx")
+
+
+def script_model(folder: Path) -> None:
+    source = Path(__file__).parent.parent / "samples" / "listing_tone"
+    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+if __name__ == "__main__":
+    main()
