@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 
 from polyhost.config import Config
-from polyhost.errors import MissingDependency, PortInUse, StartFailed
+from polyhost.errors import InvalidSetting, MissingDependency, PortInUse, StartFailed
 from polyhost.memory import cpu_limit, memory_limit_bytes
 from polyhost.processes import supervise
 
@@ -35,6 +35,8 @@ JAVA_MAIN = "com.amazonaws.ml.mms.ModelServer"
 _HANDLERS = "polyhost_handlers"
 # MMS without a request in flight ends in less than a second; the platform kills 30 s after SIGTERM.
 _STOP_SECS = 20.0
+# MMS keeps a port in a signed 16-bit number.
+_MAX_PORT = 32766
 _HEAP_SHARE = 8
 _MIN_HEAP_BYTES = 96 * 1024**2
 _MAX_HEAP_BYTES = 1024**3
@@ -151,6 +153,8 @@ def _require_java(environ: Mapping[str, str]) -> None:
 
 
 def _require_free_port(config: Config) -> None:
+    if config.port > _MAX_PORT:
+        raise InvalidSetting(f"--port: the engine mms takes ports up to {_MAX_PORT}, not {config.port}.")
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

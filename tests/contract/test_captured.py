@@ -1,0 +1,122 @@
+"""What a real MMS was seen to answer, asked again: of MMS alone, and of our server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import MODELS, Servers
+from support.exchanges import Exchange, comparable, expected, form_body, read_exchanges
+from support.server import Answer, Process, free_port, request
+
+CAPTURED = Path(__file__).parent / "exchanges"
+SPLIT_PORTS = read_exchanges(CAPTURED / "split-ports.txt")
+ONE_PORT = read_exchanges(CAPTURED / "one-port.txt")
+# On one port there is no management port to lack /ping, nor an inference port to lack /models.
+OF_TWO_PORTS = ("http://inference/models", "http://management/ping")
+
+
+def ask(port: int, exchange: Exchange, target: str) -> Answer:
+    body: bytes | str | None = exchange.sent_body
+    headers = dict(exchange.sent_headers)
+    if exchange.form:
+        body, headers["Content-Type"] = form_body(exchange.form)
+    elif body is not None:
+        headers.setdefault("Content-Type", "application/x-www-form-urlencoded")  # as curl does
+    return request(port, exchange.method, target, body, headers)
+
+
+def test_the_captures_are_complete() -> None:
+    """
+    Every pair of the capture is read, with its body as long as its head says.
+    """
+    assert (len(SPLIT_PORTS), len(ONE_PORT)) == (57, 23)
+    for exchange in SPLIT_PORTS + ONE_PORT:
+        # Where something was masked in the capture, its length is not the original.
+        if not any(mark in exchange.body for mark in ("<", "SITE_PACKAGES", "/opt/ml/")):
+            assert exchange.headers["content-length"] == str(len(exchange.body)), exchange.curl
+
+
+@pytest.fixture
+def mms_alone(servers: Servers, tmp_path: Path) -> Iterator[dict[str, int]]:
+    """The reference itself: MMS started by its own command, two ports, no toolkit and nothing of ours."""
+    servers.stop()
+    ports = {"inference": free_port(), "management": free_port()}
+    config = tmp_path / "config.properties"
+    config.write_text("".join(f"{name}_address=http://127.0.0.1:{port}\n" for name, port in ports.items()))
+    command = str(Path(sys.executable).with_name("multi-model-server"))
+    # Its sockets lie in TEMP, and a Unix socket's path is short.
+    with tempfile.TemporaryDirectory(prefix="mms-") as temp:
+        environ = {**os.environ, "TEMP": temp, "TMPDIR": temp}
+        process = Process(
+            [command, "--start", "--foreground", "--model-store", str(MODELS), "--mms-config", str(config)],
+            environ, cwd=tmp_path,
+        )  # fmt: skip
+        try:
+            process.wait_for_line("Model server started")
+            yield ports
+        finally:
+            subprocess.run([command, "--stop"], env=environ, check=True, stdout=subprocess.DEVNULL)
+            process.kill_tree()
+
+
+def test_mms_alone_answers_as_captured(mms_alone: dict[str, int]) -> None:
+    """
+    Our fixture models and our reading of the capture are right: MMS answers every pair as it did.
+    """
+    for exchange in SPLIT_PORTS:
+        answer = ask(mms_alone[exchange.host], exchange, exchange.target)
+        assert comparable(answer) == expected(exchange), exchange.curl
+
+
+def test_our_server_answers_as_captured(engine: str, servers: Servers) -> None:
+    """
+    The same calls in the same order on our one port, model store `/`, as the toolkit boots it.
+    """
+    if engine == "mms":
+        environ = {"SAGEMAKER_MULTI_MODEL": "true", "MMS_DEFAULT_WORKERS_PER_MODEL": "0"}
+    server = servers.get(engine, environ=environ)
+    for exchange in SPLIT_PORTS:
+        if exchange.curl.endswith(OF_TWO_PORTS):
+            continue
+        names = [path.name for path in MODELS.iterdir()]
+        target = exchange.target
+        body_url = None
+        for name in names:
+            target = target.replace(f"url={name}", f"url={MODELS}/{name}")
+            if exchange.sent_body and f'"url":"{name}"' in exchange.sent_body:
+                body_url = name
+        asked = exchange
+        if body_url:
+            asked = Exchange(exchange.curl.replace(f'"url":"{body_url}"', f'"url":"{MODELS}/{body_url}"'),
+                             exchange.status, exchange.headers, exchange.body)  # fmt: skip
+        answer = ask(server.port, asked, target)
+        assert comparable(answer, replace={f"{MODELS}/": ""}) == expected(exchange), exchange.curl
+
+
+def test_the_toolkits_own_handler_answers_as_captured(engine: str, servers: Servers, tmp_path: Path) -> None:
+    """
+    With the toolkit's DefaultHandlerService and archives that it cannot serve, its answers pass unchanged.
+
+    It brings its traceback to the client; ours never do.
+    """
+    for name in ("good", "bad", "mem", "empty"):
+        (tmp_path / name).mkdir()
+    server = servers.get(
+        engine, ["--handler", "sagemaker_inference.default_handler_service"], {"SAGEMAKER_MULTI_MODEL": "true"},
+    )  # fmt: skip
+    for exchange in ONE_PORT:
+        if "big.bin" in exchange.curl:
+            answer = server.request("POST", exchange.target, bytes(7_000_000), Content_Type="application/json")
+            assert (answer.status, answer.body) == (413, b"")
+            assert answer.fields == {"content-length": "0"}
+            continue
+        body = (exchange.sent_body or "").replace("/opt/ml/models/", f"{tmp_path}/")
+        headers = {**exchange.sent_headers}
+        answer = request(server.port, exchange.method, exchange.target, body or None, headers)
+        assert comparable(answer, replace={f"{tmp_path}/": "/opt/ml/models/"}) == expected(exchange), exchange.curl

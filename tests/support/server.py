@@ -1,0 +1,200 @@
+"""A server under test: the command as its users start it, one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+
+START_SECS = 60
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`headers` as they came, `fields` by lower-case name."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    @property
+    def fields(self) -> dict[str, str]:
+        return {name.lower(): value for name, value in self.headers}
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def message(self) -> str:
+        """The sentence of an error in MMS's JSON; its code must be the status."""
+        document = self.json()
+        assert list(document) == ["code", "type", "message"]
+        assert document["code"] == self.status
+        assert "Traceback" not in document["message"]
+        return str(document["message"])
+
+
+def free_port() -> int:
+    """Of those that MMS takes: below the kernel's own range, so that no other socket gets it meanwhile."""
+    while True:
+        port = random.randint(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def request(
+    port: int, method: str, target: str, body: bytes | str | None = None, headers: Mapping[str, str] | None = None,
+    timeout: float = 120,
+) -> Answer:  # fmt: skip
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request(method, target, body.encode() if isinstance(body, str) else body, dict(headers or {}))
+        response = connection.getresponse()
+        return Answer(response.status, tuple(response.getheaders()), response.read())
+    finally:
+        connection.close()
+
+
+class Process:
+    """A command whose output is collected as it comes."""
+
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str], cwd: Path | None = None) -> None:
+        self._popen = subprocess.Popen(
+            command, env=dict(environ), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        self._lines: list[str] = []
+        self._news = threading.Condition()
+        self._is_over = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def log(self) -> str:
+        with self._news:
+            return "".join(self._lines)
+
+    def wait_for_line(self, pattern: str, secs: float = START_SECS) -> str:
+        """The first line that matches, also one that has come already."""
+        deadline = time.monotonic() + secs
+        seen = 0
+        with self._news:
+            while True:
+                for line in self._lines[seen:]:
+                    if re.search(pattern, line):
+                        return line
+                seen = len(self._lines)
+                left = deadline - time.monotonic()
+                if self._is_over or left <= 0:
+                    raise AssertionError(f"no line matches {pattern!r} in:\n{''.join(self._lines)}")
+                self._news.wait(left)
+
+    def send(self, number: int) -> None:
+        self._popen.send_signal(number)
+
+    def wait(self, secs: float = 30) -> int:
+        code = self._popen.wait(secs)
+        self._reader.join(5)
+        return code
+
+    def kill_tree(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+            self._popen.kill()
+        self._popen.wait(10)
+        self._reader.join(5)
+        if self._popen.stdout:
+            self._popen.stdout.close()
+
+    def _read(self) -> None:
+        assert self._popen.stdout is not None
+        for line in self._popen.stdout:
+            with self._news:
+                self._lines.append(line.decode("utf-8", "replace"))
+                self._news.notify_all()
+        with self._news:
+            self._is_over = True
+            self._news.notify_all()
+
+
+class Server:
+    """`polyhost serve`, ready to answer."""
+
+    def __init__(self, engine: str, arguments: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> None:
+        self.engine = engine
+        self.port = free_port()
+        self.temp = Path(tempfile.mkdtemp(prefix="ph-test-"))
+        clean = {name: value for name, value in os.environ.items() if not re.match(r"SAGEMAKER|POLYHOST|MMS_|AWS_", name)}
+        self.process = Process(
+            [sys.executable, "-m", "polyhost", "serve", "--engine", engine, "--port", str(self.port), *arguments],
+            {**clean, "SAGEMAKER_BASE_DIR": str(self.temp / "no-model"), "TMPDIR": str(self.temp), **(environ or {})},
+        )
+        self.process.wait_for_line(r"\] polyhost - ready on|\"message\": \"ready on")
+
+    def stop(self) -> int:
+        """Ask it to stop as a platform does; its exit code."""
+        self.process.send(signal.SIGTERM)
+        try:
+            return self.process.wait()
+        finally:
+            self.process.kill_tree()
+
+    # Requests
+
+    def request(self, method: str, target: str, body: bytes | str | None = None, **headers: str) -> Answer:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return request(self.port, method, target, body, named)
+
+    def load(self, name: str, url: Path | str, **parameters: Any) -> Answer:
+        document = {"model_name": name, "url": str(url), **parameters}
+        return self.request("POST", "/models", json.dumps(document), Content_Type="application/json")
+
+    def unload(self, name: str) -> Answer:
+        return self.request("DELETE", f"/models/{quote(name, safe='')}")
+
+    def names(self) -> list[str]:
+        return [model["modelName"] for model in self.request("GET", "/models").json()["models"]]
+
+    def invoke(self, name: str, body: bytes | str = b"", content_type: str = "text/csv", **headers: str) -> Answer:
+        target = f"/models/{quote(name, safe='')}/invoke"
+        return self.request("POST", target, body, Content_Type=content_type, **headers)
+
+    @contextlib.contextmanager
+    def loaded(self, name: str, url: Path | str, **parameters: Any) -> Iterator[Callable[..., Answer]]:
+        """A model for the length of a block, as a function that invokes it."""
+        answer = self.load(name, url, **parameters)
+        assert (answer.status, answer.json()) == (200, {"status": "Workers scaled"}), answer.text + self.process.log
+        try:
+            yield lambda *args, **headers: self.invoke(name, *args, **headers)
+        finally:
+            self.unload(name)
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
