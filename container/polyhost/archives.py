@@ -30,7 +30,7 @@ class Limits:
     ratio_floor_bytes: int = 256 * 1024**2
 
 
-def unpack(archive: Path, to: Path, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
+def unpack(archive: Path, to: Path, limits: Limits = Limits()) -> None:
     """
     Unpack a tar, plain or compressed, into the new folder `to`, all or nothing.
 

@@ -82,7 +82,8 @@ class Process:
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], cwd: Path | None = None) -> None:
         self._popen = subprocess.Popen(
-            command, env=dict(environ), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            command, env=dict(environ), cwd=cwd, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self._lines: list[str] = []
         self._news = threading.Condition()
@@ -151,7 +152,8 @@ class Server:
         self.engine = engine
         self.port = free_port()
         self.temp = Path(tempfile.mkdtemp(prefix="ph-test-"))
-        clean = {name: value for name, value in os.environ.items() if not re.match(r"SAGEMAKER|POLYHOST|MMS_|AWS_", name)}
+        ours = re.compile(r"SAGEMAKER|POLYHOST|MMS_|AWS_")
+        clean = {name: value for name, value in os.environ.items() if not ours.match(name)}
         self.process = Process(
             [sys.executable, "-m", "polyhost", "serve", "--engine", engine, "--port", str(self.port), *arguments],
             {**clean, "SAGEMAKER_BASE_DIR": str(self.temp / "no-model"), "TMPDIR": str(self.temp), **(environ or {})},

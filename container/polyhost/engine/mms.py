@@ -31,7 +31,6 @@ from polyhost.processes import supervise
 
 logger = logging.getLogger("polyhost")
 
-JAVA_MAIN = "com.amazonaws.ml.mms.ModelServer"
 _HANDLERS = "polyhost_handlers"
 # MMS without a request in flight ends in less than a second; the platform kills 30 s after SIGTERM.
 _STOP_SECS = 20.0
@@ -50,7 +49,6 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
     """
     _require_java(environ)
     _require_free_port(config)
-    _require_no_other_mms()
     with _run_folder() as run:
         told = mms_environ(config, environ, run)
         startup = _Startup(config)
@@ -165,17 +163,6 @@ def _require_free_port(config: Config) -> None:
                 f"cannot listen on {config.host}:{config.port} ({error.strerror}): "
                 "stop what listens there, or choose another with --port.",
             ) from error
-
-
-def _require_no_other_mms() -> None:
-    """The toolkit refuses a second MMS on the machine, but only after ten minutes and without saying so."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if JAVA_MAIN in process.cmdline():
-                raise StartFailed(
-                    f"a Multi Model Server runs already (process {process.pid}), and the inference toolkit allows "
-                    "one on a machine: stop it first.",
-                )
 
 
 class _Startup:

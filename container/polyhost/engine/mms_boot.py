@@ -13,6 +13,8 @@ import signal
 import sys
 from pathlib import Path
 
+import psutil
+
 from polyhost.log import configure
 from polyhost.processes import become_subreaper, die_with_parent, flush_and_exit, kill_descendants
 
@@ -41,10 +43,22 @@ def _boot(handler: str) -> None:
     from sagemaker_inference import model_server
 
     model_server.logger.handlers.clear()  # its lines go where ours go
+    # It looks for MMS among all processes of the machine and refuses to see two: let it see its own.
+    model_server.psutil = _Descendants
     # /etc is not ours to write in: an ordinary user and a read-only container start too.
     model_server.MMS_CONFIG_FILE = str(Path(os.environ["TEMP"]) / "mms.properties")
     model_server.DEFAULT_MMS_LOG_FILE = str(Path(__file__).with_name(f"log4j2-{os.environ['POLYHOST_LOG_FORMAT']}.xml"))
     model_server.start_model_server(handler_service=handler)
+
+
+class _Descendants:
+    """What the toolkit uses of psutil, of the processes that it has started."""
+
+    STATUS_ZOMBIE = psutil.STATUS_ZOMBIE
+
+    @staticmethod
+    def process_iter() -> list[psutil.Process]:
+        return psutil.Process().children(recursive=True)  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":

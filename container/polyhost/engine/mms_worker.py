@@ -7,6 +7,7 @@ environment they need. Runs once per worker and imports no framework.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from polyhost_handlers.errors import LoadFailed
 def main() -> None:
     arguments = sys.argv[1:]
     python = interpreter_for(arguments, os.environ)
-    os.execv(python, [python, *arguments])
+    os.execv(python, [python, *arguments])  # noqa: S606
 
 
 def interpreter_for(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
@@ -47,4 +48,4 @@ def environment_for(handler: str, model_path: str, environ: Mapping[str, str]) -
 
 def _option(arguments: Sequence[str], name: str) -> str:
     """The value after `name`, "" if it is not there."""
-    return next((value for option, value in zip(arguments, arguments[1:], strict=False) if option == name), "")
+    return next((value for option, value in itertools.pairwise(arguments) if option == name), "")

@@ -1,0 +1,452 @@
+"""
+Every row of the container's contract, over HTTP, on every engine.
+
+Where the real MMS deviates from what is right, `expect(mms=…, native=…)` says both: what MMS answers, recorded,
+and what the native engine must answer.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MODELS, Servers
+from support.exchanges import read_exchanges
+from support.server import Server
+
+Expect = Callable[..., Any]
+SCALED = {"status": "Workers scaled"}
+HEADERS_OF_EVERY_ANSWER = {
+    "pragma": "no-cache",
+    "cache-control": "no-cache; no-store, must-revalidate, private",
+    "expires": "Thu, 01 Jan 1970 00:00:00 UTC",
+}
+
+
+# /ping
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
+def test_ping_is_healthy(server: Server, method: str) -> None:
+    """
+    /ping answers 200 to every method, with the headers of every answer.
+    """
+    answer = server.request(method, "/ping")
+
+    assert answer.status == 200
+    assert answer.fields.items() >= HEADERS_OF_EVERY_ANSWER.items()
+    assert answer.fields["connection"] == "keep-alive"
+    if method != "HEAD":
+        assert answer.text == '{\n  "status": "Healthy"\n}\n'
+
+
+def test_each_answer_has_a_request_id_of_its_own(server: Server) -> None:
+    """
+    x-request-id tells requests apart.
+    """
+    first, second = (server.request("GET", "/ping").fields["x-request-id"] for _ in range(2))
+
+    assert first != second
+
+
+# Load, list, describe, unload
+
+
+def test_a_model_loads_is_listed_described_and_unloaded(server: Server) -> None:
+    """
+    The platform's whole conversation about one model.
+    """
+    name = "9f2c1"
+    assert server.load(name, MODELS / "noop-v1.0").json() == SCALED
+    assert name in server.names()
+
+    described = server.request("GET", f"/models/{name}").json()
+    assert list(described) == [
+        "modelName", "modelVersion", "modelUrl", "runtime", "minWorkers", "maxWorkers", "batchSize", "maxBatchDelay",
+        "loadedAtStartup", "workers",
+    ]  # fmt: skip
+    (worker,) = described["workers"]
+    assert list(worker) == ["id", "startTime", "status", "gpu", "memoryUsage"]
+    assert (worker["status"], worker["gpu"]) == ("READY", False)
+
+    assert server.invoke(name).text == "OK"
+    assert server.unload(name).text == f'{{\n  "status": "Model \\"{name}\\" unregistered"\n}}\n'
+    assert name not in server.names()
+    assert server.invoke(name).message == f"Model not found: {name}"
+
+
+def test_the_same_parameters_come_as_json_or_in_the_query(server: Server) -> None:
+    """
+    POST /models takes query parameters as well.
+    """
+    target = f"/models?model_name=by-query&url={MODELS}/noop-v1.0&initial_workers=1&synchronous=true"
+    answer = server.request("POST", target)
+
+    assert answer.json() == SCALED
+    server.unload("by-query")
+
+
+def test_a_second_load_is_a_conflict(server: Server) -> None:
+    """
+    A name that is taken is 409, and the model goes on.
+    """
+    with server.loaded("twice", MODELS / "noop-v1.0") as invoke:
+        answer = server.load("twice", MODELS / "noop-v1.0")
+
+        assert (answer.status, answer.message) == (409, "Model twice is already registered.")
+        assert answer.fields["connection"] == "close"
+        assert invoke().status == 200
+
+
+def test_a_second_unload_finds_nothing(server: Server) -> None:
+    """
+    What is unloaded is unknown.
+    """
+    with server.loaded("gone", MODELS / "noop-v1.0"):
+        assert server.unload("gone").status == 200
+        answer = server.unload("gone")
+
+        assert (answer.status, answer.message) == (404, "Model not found: gone")
+
+
+@pytest.mark.parametrize(
+    ("document", "status", "message"),
+    [
+        ({"model_name": "x"}, 400, "Parameter url is required."),
+        ({"url": "/nowhere/x"}, 404, "Model not found in model store: /nowhere/x"),
+        ({"url": "x/../y"}, 404, "Relative path is not allowed in url: x/../y"),
+    ],
+)
+def test_a_load_that_cannot_be(server: Server, document: dict[str, str], status: int, message: str) -> None:
+    """
+    Wrong parameters are told by name.
+    """
+    answer = server.request("POST", "/models", json.dumps(document), Content_Type="application/json")
+
+    assert (answer.status, answer.message) == (status, message)
+
+
+def test_a_url_of_another_host_is_not_fetched(server: Server, expect: Expect) -> None:
+    """
+    MMS fetches any address (SSRF); the native engine refuses urls outside its model roots.
+    """
+    answer = server.load("remote", "http://127.0.0.1:9/model.mar")
+
+    assert answer.status == 400
+    assert answer.message == expect(
+        mms="Failed to download model from: http://127.0.0.1:9/model.mar",
+        native="Model url is not under a model root: http://127.0.0.1:9/model.mar",
+    )
+
+
+@pytest.mark.parametrize(("limit", "shown"), [("", 3), ("2", 2), ("-1", 3), ("101", 3), ("x", 3), ("3", 3)])
+def test_the_list_is_sorted_and_paged(server: Server, limit: str, shown: int) -> None:
+    """
+    Pages by name; a limit that makes no sense is 100; a page that is just full still names a next one.
+    """
+    for name in ("c", "a", "b"):
+        assert server.load(name, MODELS / "noop-v1.0", initial_workers=0).status == 200
+    try:
+        page = server.request("GET", f"/models?limit={limit}").json()
+
+        assert [model["modelName"] for model in page["models"]] == ["a", "b", "c"][:shown]
+        assert page.get("nextPageToken") == (limit if limit in ("2", "3") else None)
+        if "nextPageToken" in page:
+            rest = server.request("GET", f"/models?limit={limit}&next_page_token={page['nextPageToken']}").json()
+            assert [model["modelName"] for model in rest["models"]] == ["a", "b", "c"][shown:]
+            assert "nextPageToken" not in rest
+    finally:
+        for name in "abc":
+            server.unload(name)
+
+
+def test_a_limit_of_zero(server: Server, expect: Expect) -> None:
+    """
+    MMS answers limit=0 with the same empty page for ever; the native engine takes it as 100.
+    """
+    with server.loaded("one", MODELS / "noop-v1.0", initial_workers=1):
+        page = server.request("GET", "/models?limit=0").json()
+
+        assert page == expect(
+            mms={"nextPageToken": "0", "models": []},
+            native={"models": [{"modelName": "one", "modelUrl": str(MODELS / "noop-v1.0")}]},
+        )
+
+
+def test_an_asynchronous_load_is_accepted_at_once(server: Server) -> None:
+    """
+    synchronous=false answers 202; synchronous scaling afterwards waits for the worker.
+    """
+    answer = server.load("later", MODELS / "noop-v1.0", synchronous=False)
+    assert (answer.status, answer.json()) == (202, {"status": "Processing worker updates..."})
+
+    assert server.request("PUT", "/models/later?min_worker=1&synchronous=true").json() == SCALED
+    assert server.invoke("later").text == "OK"
+    server.unload("later")
+
+
+def test_workers_are_scaled(server: Server) -> None:
+    """
+    initial_workers=0 registers without a worker; PUT makes some, and takes them away.
+    """
+    answer = server.load("scaled", MODELS / "noop-v1.0", initial_workers=0)
+    assert answer.json() == {"status": 'Model "scaled" registered'}
+    assert server.invoke("scaled").message == (
+        "No worker is available to serve request for model: scaled. Consider increasing job queue size."
+    )
+
+    assert server.request("PUT", "/models/scaled?min_worker=2&synchronous=true").json() == SCALED
+    assert len(server.request("GET", "/models/scaled").json()["workers"]) == 2
+    assert server.invoke("scaled").text == "OK"
+
+    answer = server.request("PUT", "/models/scaled?min_worker=3&max_worker=1")
+    assert (answer.status, answer.message) == (400, "max_worker cannot be less than min_worker.")
+    assert server.request("PUT", "/models/none?min_worker=1").message == "Model not found: none"
+
+    assert server.request("PUT", "/models/scaled?min_worker=0&max_worker=0&synchronous=true").json() == SCALED
+    assert server.invoke("scaled").status == 503
+    server.unload("scaled")
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["with space", "ünïcode-模型", "x" * 2000, "dots..", "q?x=1&y", "%2e%2e", '"quoted"'])
+def test_any_name_is_a_name(server: Server, name: str) -> None:
+    """
+    Names are opaque: what loads can be described, invoked and unloaded.
+    """
+    with server.loaded(name, MODELS / "noop-v1.0") as invoke:
+        assert invoke().text == "OK"
+        assert name in server.names()
+    assert name not in server.names()
+
+
+def test_a_name_with_a_slash(engine: str, servers: Servers, expect: Expect) -> None:
+    """
+    MMS registers it, but can neither describe, invoke nor unload it; the native engine can.
+    """
+    servers.stop()  # such a model stays with MMS until it ends
+    server = servers.get(engine, environ={"SAGEMAKER_MULTI_MODEL": "true", "POLYHOST_TEST": "slash"})
+    assert server.load("a/b", MODELS / "noop-v1.0").json() == SCALED
+
+    assert server.invoke("a/b").status == expect(mms=404, native=200)
+    assert server.unload("a/b").status == expect(mms=404, native=200)
+    servers.stop()
+
+
+# Invoke
+
+
+ROUTES = ["/models/{}/invoke", "/predictions/{}", "/invocations?model_name={}", "/{}/predict"]
+
+
+@pytest.mark.parametrize("target", ROUTES)
+def test_a_prediction_has_four_routes(server: Server, target: str) -> None:
+    """
+    The platform's route and MMS's own lead to the same handler.
+    """
+    with server.loaded("routed", MODELS / "noop-v1.0"):
+        answer = server.request("POST", target.format("routed"), "x")
+
+        assert (answer.status, answer.text, answer.fields["content-type"]) == (200, "OK", "text/plain")
+
+
+def test_invocations_without_a_name(server: Server) -> None:
+    """
+    In multi-model mode /invocations must say which model.
+    """
+    answer = server.request("POST", "/invocations", "x")
+
+    assert (answer.status, answer.message) == (400, "Parameter model_name is required.")
+
+
+def test_the_request_reaches_the_handler(server: Server) -> None:
+    """
+    Body as bytes, the platform's headers, the context's properties, the model's folder as working directory.
+    """
+    with server.loaded("echo", MODELS / "echo") as invoke:
+        answer = invoke(
+            '{"a": 1}', "application/json", Accept="text/x", X_Amzn_SageMaker_Custom_Attributes="trace=7",
+            X_Amzn_SageMaker_Target_Model="a/b.tar.gz", X_Unknown="kept",
+        )  # fmt: skip
+        told = answer.json()
+
+        assert told["fields"] == {"body": '{"a": 1}'}
+        assert told["body_type"] in ("bytes", "bytearray")
+        headers = told["headers"]
+        assert headers["content-type"] == told["content_type"] == "application/json"
+        assert headers["accept"] == "text/x"
+        assert headers["x-amzn-sagemaker-custom-attributes"] == "trace=7"
+        assert headers["x-amzn-sagemaker-target-model"] == "a/b.tar.gz"
+        assert headers["x-unknown"] == "kept"
+        assert headers["body"] == {"content-type": "application/json"}
+        assert told["request_id"] == answer.fields["x-request-id"]
+        assert told["model_name"] == "echo"
+        assert told["cwd"] == told["properties"]["model_dir"] == str(MODELS / "echo")
+        assert told["properties"]["batch_size"] == 1
+        assert told["properties"]["server_name"] == "MMS"
+        assert told["manifest"]["model"]["modelVersion"] == "1.0"
+        # A handler that sets no content type gets none.
+        assert "content-type" not in answer.fields
+
+
+def test_forms_and_queries_come_by_field(server: Server) -> None:
+    """
+    Form fields and query parameters stand beside the body, under their names.
+    """
+    with server.loaded("fields", MODELS / "echo") as invoke:
+        form = invoke("a=1&b=2", "application/x-www-form-urlencoded").json()
+        assert form["fields"] == {"a": "1", "b": "2"}
+
+        query = server.request("POST", "/models/fields/invoke?q=7", "z", Content_Type="text/csv").json()
+        assert query["fields"] == {"q": "7", "body": "z"}
+
+
+def test_the_public_bring_your_own_style(server: Server) -> None:
+    """
+    A service in a module global that opens its files by their bare names, at load and at each call.
+    """
+    with server.loaded("byo", MODELS / "with-globals") as invoke:
+        assert invoke().text == "good morning good morning"
+
+
+def test_requests_of_a_batch_are_handled_together(server: Server) -> None:
+    """
+    batch_size and max_batch_delay: four callers, one call of the handler.
+    """
+    batching = server.loaded("batch", MODELS / "echo", batch_size=4, max_batch_delay=2000)
+    with batching as invoke, ThreadPoolExecutor(4) as pool:
+        told = [answer.json() for answer in pool.map(invoke, "abcd")]
+
+        assert [one["batch"] for one in told] == [4] * 4
+        assert [one["fields"]["body"] for one in told] == list("abcd")
+
+
+def test_an_answer_that_sets_status_and_header(server: Server) -> None:
+    """
+    What a handler sets on its context is what the client sees.
+    """
+    with server.loaded("header", MODELS / "respheader-test") as invoke:
+        answer = invoke()
+        assert (answer.status, answer.fields["dummy"], answer.fields["content-type"]) == (200, "1", "text/plain")
+    with server.loaded("status", MODELS / "error_batch") as invoke:
+        answer = invoke()
+        assert (answer.status, answer.text, answer.fields["connection"]) == (507, "Invalid response", "close")
+
+
+# 507
+
+
+def test_507_when_a_load_runs_out_of_memory(server: Server, expect: Expect) -> None:
+    """
+    507 is "not now". MMS keeps the model that failed, without a worker, until it is deleted; native keeps nothing.
+    """
+    answer = server.load("short", MODELS / "loading-memory-error")
+    assert answer.status == 507
+    assert answer.json()["type"] == "InternalServerException"
+
+    assert ("short" in server.names()) == expect(mms=True, native=False)
+    assert server.load("short", MODELS / "loading-memory-error").status == expect(mms=409, native=507)
+    assert server.invoke("short").status == expect(mms=503, native=404)
+    assert server.unload("short").status == expect(mms=200, native=404)
+
+
+def test_507_when_a_prediction_runs_out_of_memory(server: Server) -> None:
+    """
+    The model stays loaded.
+    """
+    with server.loaded("short", MODELS / "prediction-memory-error") as invoke:
+        answer = invoke()
+
+        assert (answer.status, answer.message) == (507, "Out of resources")
+        assert invoke().status == 507
+
+
+# Documents
+
+
+def operations(document: dict[str, Any]) -> dict[str, str]:
+    """`METHOD path` by operation id."""
+    return {
+        operation["operationId"]: f"{method.upper()} {path}"
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+
+
+def test_the_api_is_described(server: Server) -> None:
+    """
+    OPTIONS / and /api-description are OpenAPI with MMS's paths and operation ids.
+    """
+    capture = Path(__file__).parent / "exchanges" / "one-port.txt"
+    (captured,) = (exchange for exchange in read_exchanges(capture) if exchange.method == "OPTIONS")
+    for method, target in (("OPTIONS", "/"), ("GET", "/api-description")):
+        document = server.request(method, target).json()
+
+        assert document["openapi"] == "3.0.1"
+        assert operations(document).items() >= operations(json.loads(captured.body)).items()
+
+
+def test_a_models_api_is_described(server: Server) -> None:
+    """
+    OPTIONS /predictions/X; an unknown model is 404.
+    """
+    with server.loaded("described", MODELS / "noop-v1.0"):
+        document = server.request("OPTIONS", "/predictions/described").json()
+        assert operations(document) == {"described": "POST /prediction/described"}
+    assert server.request("OPTIONS", "/predictions/described").message == "Model not found: described"
+
+
+def test_execution_parameters(server: Server, expect: Expect) -> None:
+    """
+    Batch transform asks for them; MMS does not know the route.
+    """
+    answer = server.request("GET", "/execution-parameters")
+
+    assert answer.status == expect(mms=404, native=200)
+    if answer.status == 200:
+        assert list(answer.json()) == ["MaxConcurrentTransforms", "BatchStrategy", "MaxPayloadInMB"]
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [("GET", "/", 405), ("GET", "/nope", 404), ("DELETE", "/predictions", 404), ("PUT", "/models", 405)],
+)
+def test_unknown_routes(server: Server, method: str, target: str, status: int) -> None:
+    """
+    What does not exist is said so in MMS's JSON, and the connection is closed.
+    """
+    answer = server.request(method, target)
+
+    assert answer.status == status
+    assert "please refer to API document." in answer.message
+    assert answer.fields["connection"] == "close"
+
+
+# Archives
+
+
+def test_a_mar_archive_is_unpacked(server: Server, tmp_path: Path) -> None:
+    """
+    A .mar is a zip with a manifest.
+    """
+    with zipfile.ZipFile(tmp_path / "noop.mar", "w") as archive:
+        for path in sorted((MODELS / "noop-v1.0").rglob("*")):
+            archive.write(path, path.relative_to(MODELS / "noop-v1.0"))
+    with server.loaded("mar", tmp_path / "noop.mar") as invoke:
+        assert invoke().text == "OK"
+
+
+def test_handlers_are_named_in_every_way(server: Server) -> None:
+    """
+    The handler of a request wins over the default: module:function, and /abs/file.py:function.
+    """
+    for handler in ("service:handle", f"{MODELS}/echo/service.py:handle"):
+        with server.loaded("handled", MODELS / "with-globals", handler=handler) as invoke:
+            assert invoke().status == 200
