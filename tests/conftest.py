@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from support.server import Server
 ENGINES = ("mms",)
 MODELS = Path(__file__).parent / "contract" / "models"
 ROOT = Path(__file__).parent.parent
+SAMPLES = ROOT / "samples" / "models"
 MXNET_PYTHON = ROOT / ".venv" / "envs" / "mxnet" / "bin" / "python"
 
 
@@ -44,6 +46,13 @@ def servers() -> Iterator[Servers]:
     servers = Servers()
     yield servers
     servers.stop()
+
+
+@pytest.fixture(scope="session")
+def samples_folder() -> Path:
+    """The sample models, trained if they are missing."""
+    subprocess.run([ROOT / "scripts" / "make-models"], check=True)
+    return SAMPLES
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ class Process:
                 seen = len(self._lines)
                 left = deadline - time.monotonic()
                 if self._is_over or left <= 0:
-                    raise AssertionError(f"no line matches {pattern!r} in:\n{''.join(self._lines)}")
+                    raise AssertionError(f"no line matches {pattern!r} at the end of:\n{''.join(self._lines[-40:])}")
                 self._news.wait(left)
 
     def send(self, number: int) -> None:
