@@ -15,14 +15,18 @@ class JsonFormatter(logging.Formatter):
         message = record.getMessage()
         if record.exc_info:
             message = f"{message}\n{self.formatException(record.exc_info)}"
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {
-            "time": f"{moment}.{int(record.msecs):03d}Z",
-            "level": record.levelname,
-            "logger": record.name,
-            "message": message,
-        }
-        return json.dumps(line)
+        return _json_line(record.created, record.levelname, record.name, message)
+
+
+def line_as_json(line: str) -> str:
+    """A line of a process that does not know our format: an object stays, anything else becomes one."""
+    return line if line.startswith('{"time":') else _json_line(time.time(), "INFO", "stdout", line)
+
+
+def _json_line(moment_secs: float, level: str, logger: str, message: str) -> str:
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment_secs))
+    millis = int(moment_secs * 1000) % 1000
+    return json.dumps({"time": f"{moment}.{millis:03d}Z", "level": level, "logger": logger, "message": message})
 
 
 def formatter_for(log_format: str) -> logging.Formatter:

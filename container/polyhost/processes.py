@@ -15,8 +15,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import IO
 
 import psutil
 
@@ -44,7 +46,7 @@ def kill_descendants(patience_secs: float = 2.0) -> None:
     """SIGTERM, then SIGKILL, until this process has no descendant left; reaps them."""
     deadline = time.monotonic() + patience_secs
     signalled: set[int] = set()
-    while descendants := _living_descendants():
+    while descendants := living_descendants(os.getpid()):
         is_late = time.monotonic() > deadline
         for process in descendants:
             if is_late or process.pid not in signalled:
@@ -53,6 +55,7 @@ def kill_descendants(patience_secs: float = 2.0) -> None:
             signalled.add(process.pid)
         psutil.wait_procs(descendants, timeout=0.05)
         reap()
+    reap()  # those that were dead already
 
 
 def reap() -> dict[int, int]:
@@ -67,12 +70,14 @@ def reap() -> dict[int, int]:
     return dead
 
 
-def _living_descendants() -> list[psutil.Process]:
-    living = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                living.append(process)
+def living_descendants(pid: int) -> list[psutil.Process]:
+    """All descendants of a process but zombies; none for a process that is gone."""
+    living: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    living.append(process)
     return living
 
 
@@ -82,18 +87,29 @@ def supervise(
     *,
     stop_secs: float,
     on_tick: Callable[[int], bool],
+    on_line: Callable[[str], str] | None = None,
 ) -> int | None:
     """
     Run `command` until it ends or we are told to stop; then end all that came of it.
 
-    `on_tick(pid)` is called four times a second until it answers False; it may raise to give up. After a stop
-    signal the command has `stop_secs` to end by itself. Returns the command's exit code, or None if it was
-    we who stopped it.
+    `on_tick(pid)` is called four times a second until it answers False; it may raise to give up. `on_line` rewrites
+    each line that the command and its descendants print. After a stop signal the command has `stop_secs` to end by
+    itself. Returns the command's exit code, or None if it was we who stopped it.
     """
     waited_for = {*_STOP_SIGNALS, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
     become_subreaper()
-    process = subprocess.Popen(command, env=dict(environ), start_new_session=True, preexec_fn=_unblock_signals)  # noqa: PLW1509
+    process = subprocess.Popen(
+        command,
+        env=dict(environ),
+        start_new_session=True,
+        preexec_fn=_unblock_signals,  # noqa: PLW1509 - no thread of ours runs yet
+        stdout=subprocess.PIPE if on_line else None,
+        stderr=subprocess.STDOUT if on_line else None,
+    )
+    pump = threading.Thread(target=_pump, args=(process.stdout, on_line)) if on_line else None
+    if pump:
+        pump.start()
     deadline: float | None = None
     is_ticking = True
     try:
@@ -115,7 +131,16 @@ def supervise(
     finally:
         process.returncode = process.returncode or 0  # we reap by ourselves: Popen must not wait for it again
         kill_descendants()
+        if pump:
+            pump.join()  # nobody is left who could print
         signal.pthread_sigmask(signal.SIG_UNBLOCK, waited_for)
+
+
+def _pump(stream: IO[bytes], on_line: Callable[[str], str]) -> None:
+    with stream:
+        for line in stream:
+            sys.stdout.write(on_line(line.decode("utf-8", "replace").rstrip("\n")) + "\n")
+            sys.stdout.flush()
 
 
 def _unblock_signals() -> None:

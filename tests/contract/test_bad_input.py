@@ -53,7 +53,7 @@ def samples(samples_folder: Path, engine: str, servers: Servers) -> Iterator[Ser
         ("house_preprocessor", "1,2,3", "text/csv", 400, "Each row has 3 features, the model was trained on 8."),
         ("house_preprocessor", f"{HOUSE},perhaps,n", "text/csv", 400, "The model cannot take these rows"),
         ("house_linear_learner", "1,2,3,4,5,6,7,", "text/csv", 400, "cannot take missing values"),
-        ("house_linear_learner", '{"rows": 1}', "application/json", 400, "send {\"instances\": [[…], …]}"),
+        ("house_linear_learner", '{"rows": 1}', "application/json", 400, 'send {"instances": [[…], …]}'),
         ("house_network", "[[1, 2], [3]]", "application/json", 400, "differ in length"),
         ("house_network", "[[1, 2]]", "application/json", 400, "Input house has shape [any, 6], the request [1, 2]."),
         ("house_network", "\x93NUMPY", "application/x-npy", 400, "The body is not a .npy file"),
@@ -341,7 +341,7 @@ def test_requirements_are_checked_not_installed(samples: Server, samples_folder:
     (tmp_path / "tone" / "code" / "requirements.txt").write_text("numpy\nno-such-package-at-all>=2\n")
 
     assert samples.load("wanting", tmp_path / "tone").status == 500
-    samples.process.wait_for_line(r"model wanting: .*asks for no-such-package-at-all>=2, which this server does not have")
+    samples.process.wait_for_line("model wanting: .*asks for no-such-package-at-all>=2, which this server")
     samples.unload("wanting")
 
 

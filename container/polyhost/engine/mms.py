@@ -22,12 +22,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import psutil
-
 from polyhost.config import Config
 from polyhost.errors import InvalidSetting, MissingDependency, PortInUse, StartFailed
+from polyhost.log import line_as_json
 from polyhost.memory import cpu_limit, memory_limit_bytes
-from polyhost.processes import supervise
+from polyhost.processes import living_descendants, supervise
 
 logger = logging.getLogger("polyhost")
 
@@ -57,6 +56,7 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
             told,
             stop_secs=_STOP_SECS,
             on_tick=startup.is_still_starting,
+            on_line=line_as_json if config.log_format == "json" else None,
         )
     if code is None:
         logger.info("stopped")
@@ -181,9 +181,7 @@ class _Startup:
             self.is_ready = True
             logger.info("ready on http://%s:%d", self._config.host, self._config.port)
             return False
-        with contextlib.suppress(psutil.NoSuchProcess):
-            has_children = bool(psutil.Process(pid).children())
-            self._idle_ticks = 0 if has_children else self._idle_ticks + 1
+        self._idle_ticks = 0 if living_descendants(pid) else self._idle_ticks + 1
         if self._idle_ticks > self._GRACE_TICKS:
             raise StartFailed("Multi Model Server did not start: its reason is in the lines above.")
         return True

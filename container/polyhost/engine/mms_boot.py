@@ -16,13 +16,15 @@ from pathlib import Path
 import psutil
 
 from polyhost.log import configure
-from polyhost.processes import become_subreaper, die_with_parent, flush_and_exit, kill_descendants
+from polyhost.processes import become_subreaper, die_with_parent, flush_and_exit, kill_descendants, reap
 
 
 def main() -> None:
     handler, parent = sys.argv[1], int(sys.argv[2])
     # Until the toolkit has set a handler of its own, SIGTERM must still reach the `finally` below.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # The toolkit buries its dead only from when Java runs: what started Java would stay a zombie until then.
+    signal.signal(signal.SIGCHLD, lambda *_: reap())
     die_with_parent(parent, signal.SIGTERM)
     become_subreaper()
     configure(os.environ["POLYHOST_LOG_FORMAT"])
