@@ -18,11 +18,10 @@ import joblib
 import numpy as np
 import onnx
 import xgboost
+from polyhost_handlers.ndarray_file import write_params
 from sklearn.compose import ColumnTransformer
 from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
-
-from polyhost_handlers.ndarray_file import write_params
 
 SEED = 20261121
 HOUSES = 400

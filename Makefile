@@ -1,0 +1,25 @@
+.PHONY: run test check lint install models image image-test
+
+run: ## install, serve the sample models, print calls to try
+	scripts/run
+
+test: ## install what the tests need and run all but those of the image
+	scripts/test
+
+check: ## lint, types and tests
+	scripts/check
+
+lint: ## ruff and mypy
+	scripts/lint
+
+install: ## into .venv
+	scripts/install
+
+models: ## train the sample models
+	scripts/make-models
+
+image: ## build the Docker image polyhost:mms
+	scripts/image
+
+image-test: ## build the images and test them
+	scripts/image-test
