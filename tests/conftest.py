@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.server import Server
 
-ENGINES = ("mms",)
+ENGINES = ("mms", "native")
 MODELS = Path(__file__).parent / "contract" / "models"
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples" / "models"

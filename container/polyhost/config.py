@@ -15,7 +15,7 @@ from typing import Any
 
 from polyhost.errors import InvalidSetting
 
-ENGINES = ("mms",)
+ENGINES = ("mms", "native")
 LOG_FORMATS = ("text", "json")
 
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}

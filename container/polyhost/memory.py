@@ -186,8 +186,8 @@ class Guard:
         is_alone = usage.workers_bytes <= own and not reserved
         if not fits(need_bytes, budget, usage.workers_bytes, reserved, is_alone=is_alone):
             raise MemoryError(
-                f"the model needs about {_mib(need_bytes)}, models use {_mib(usage.workers_bytes + reserved)} "
-                f"of {_mib(budget)}: unload some, or give more with --memory-budget",
+                f"the model needs about {mib(need_bytes)}, models use {mib(usage.workers_bytes + reserved)} "
+                f"of {mib(budget)}: unload some, or give more with --memory-budget",
             )
 
     def _reservations(self) -> Iterable[int]:
@@ -216,5 +216,5 @@ class Guard:
             yield
 
 
-def _mib(size_bytes: int) -> str:
+def mib(size_bytes: int) -> str:
     return f"{size_bytes / 1024**2:.0f} MiB"

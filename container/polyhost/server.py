@@ -19,4 +19,9 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
     """Run the server in the foreground; returns the exit code. Raises PolyhostError if it cannot start."""
     configure(config.log_format)
     with tempfile.TemporaryDirectory(prefix="polyhost-code-") as folder:
-        return mms.serve(config, fetched_submit_directory(environ, Path(folder)))
+        told = fetched_submit_directory(environ, Path(folder))
+        if config.engine == "native":
+            from polyhost.engine.native import serve as native
+
+            return native.serve(config, told)
+        return mms.serve(config, told)

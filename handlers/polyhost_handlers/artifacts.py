@@ -19,8 +19,13 @@ _HEAD_BYTES = 4096
 
 LINEAR_LEARNER_ARCHIVE = "model_algo-1"
 _PICKLE_SUFFIXES = (".joblib", ".pkl", ".pickle")
-# The objective's name stands near the beginning of XGBoost's old binary format, before the booster's.
-_OLD_BOOSTER = re.compile(rb"(reg|binary|multi|rank|count|survival):[a-z]+.{1,64}?(gbtree|gblinear|dart)", re.DOTALL)
+# JSON has `"learner": {`, UBJSON `learner{`; other JSON files may speak of learners too.
+_LEARNER = re.compile(rb'learner("\s*:\s*)?\{')
+# XGBoost's old binary format begins with numbers; near its beginning stand the objective's name and the booster's,
+# each after its length. A text that mentions both is no model.
+_OLD_BOOSTER = re.compile(
+    rb"[\x08-\x40]\0{7}(reg|binary|multi|rank|count|survival):[a-z]+[\x04-\x08]\0{7}(gbtree|gblinear|dart)",
+)
 
 
 @dataclass(frozen=True)
@@ -91,14 +96,19 @@ def boosters_in(model_dir: Path) -> list[Path]:
 def is_booster(path: Path) -> bool:
     head = _head(path)
     if head.startswith(b"{"):  # JSON, or UBJSON, which begins with "{L"
-        return b"learner" in head
+        return _LEARNER.search(head) is not None
     if is_pickle(head):
-        return pickled_module(head).partition(".")[0] == "xgboost"
+        return pickled_module(head).partition(".")[0] == "xgboost" and not _has_joblib_arrays(path)
     return head.startswith((b"binf", b"bs64")) or _OLD_BOOSTER.search(head[:1024]) is not None
 
 
 def is_pickle(head: bytes) -> bool:
     return head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"ccopy_reg\n", b"ccopyreg\n"))
+
+
+def _has_joblib_arrays(path: Path) -> bool:
+    """Arrays that joblib puts between a pickle's opcodes, where only joblib finds them: no plain pickle."""
+    return path.suffix == ".joblib" and b"NumpyArrayWrapper" in path.read_bytes()
 
 
 def pickled_module(head: bytes) -> str:
@@ -122,10 +132,11 @@ def pickled_module(head: bytes) -> str:
 def checkpoints_in(model_dir: Path) -> list[tuple[Path, Path]]:
     """MXNet Module checkpoints: the pairs of `PREFIX-symbol.json` and its latest `PREFIX-NNNN.params`."""
     pairs = []
-    for symbol in sorted(model_dir.glob("*-symbol.json")):
+    files = files_of(model_dir)
+    for symbol in [path for path in files if path.name.endswith("-symbol.json")]:
         prefix = symbol.name.removesuffix("-symbol.json")
         pattern = re.compile(re.escape(prefix) + r"-\d{4}\.params")
-        params = [path for path in files_of(model_dir) if pattern.fullmatch(path.name)]
+        params = [path for path in files if pattern.fullmatch(path.name)]
         if params:
             pairs.append((symbol, params[-1]))
     return pairs

@@ -18,7 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from polyhost_handlers.errors import BadInput, HandlerError, NoContent, memory_errors_translated
+from polyhost_handlers.errors import (
+    BadInput,
+    HandlerError,
+    LoadFailed,
+    NoContent,
+    memory_errors_translated,
+    sentence_of,
+)
 
 logger = logging.getLogger("polyhost.handlers")
 
@@ -120,6 +127,9 @@ def load_guarded(handler: type[Handler], source: ModelSource) -> Handler:
     except HandlerError as error:
         logger.error("model %s: %s", source.model_name, error.message)  # noqa: TRY400
         raise
+    except Exception as error:
+        logger.exception("model %s: loading failed", source.model_name)
+        raise LoadFailed(f"Unable to load model: {type(error).__name__}: {sentence_of(error)}") from error
 
 
 @contextlib.contextmanager
@@ -149,22 +159,37 @@ def _source_of(context: Any) -> ModelSource:
 
 
 def _answer(model: Handler, item: Mapping[str, Any], context: Any, index: int) -> Any:
-    """One request's answer; what goes wrong becomes a status and a sentence, never a traceback."""
-    try:
-        with memory_errors_translated():
-            response = model.predict(_request_of(item, context, index))
-    except MemoryError:
-        raise
-    except HandlerError as error:
-        logger.info("model %s: answered %d: %s", context.model_name, error.status, error.message)
-        response = error_response(error)
-    except Exception as error:
-        logger.exception("model %s: prediction failed", context.model_name)
-        response = error_response(HandlerError(f"Prediction failed: {type(error).__name__}: {error}"))
-    context.set_response_content_type(index, response.content_type)
+    """One request's answer, set on MMS's context."""
+    raw_headers = context.get_all_request_header(index)
+    response = answered(model, lambda: request_of(item, raw_headers, context), context.model_name)
+    # MMS counts characters and sends bytes: one letter beyond ASCII, from a client's Accept, would garble its answer.
+    context.set_response_content_type(index, "".join(filter(_is_plain, response.content_type)))
     if response.status is not None:
         context.set_response_status(code=response.status, phrase="", idx=index)
     return response.body
+
+
+def _is_plain(character: str) -> bool:
+    return " " <= character <= "~"
+
+
+def answered(model: Handler, make_request: Callable[[], Request], model_name: str) -> Response:
+    """
+    The answer to a request; what goes wrong becomes a status and a sentence, never a traceback.
+
+    Raises MemoryError, which the server answers with 507.
+    """
+    try:
+        with memory_errors_translated():
+            return model.predict(make_request())
+    except MemoryError:
+        raise
+    except HandlerError as error:
+        logger.info("model %s: answered %d: %s", model_name, error.status, error.message)
+        return error_response(error)
+    except Exception as error:
+        logger.exception("model %s: prediction failed", model_name)
+        return error_response(HandlerError(f"Prediction failed: {type(error).__name__}: {sentence_of(error)}"))
 
 
 def error_response(error: HandlerError) -> Response:
@@ -176,12 +201,18 @@ def error_response(error: HandlerError) -> Response:
     return Response(body.encode(), status=error.status)
 
 
-def _request_of(item: Mapping[str, Any], context: Any, index: int) -> Request:
-    raw_headers = context.get_all_request_header(index)
+def request_of(item: Mapping[str, Any], raw_headers: Mapping[str, Any], context: Any) -> Request:
+    """
+    A request of MMS's: `item` has the fields by name; `raw_headers` the headers, and by a field's name its own.
+
+    Raises BadInput.
+    """
     headers = {name.lower(): value for name, value in raw_headers.items() if isinstance(value, str)}
     field_name, value = _payload(item)
     part = raw_headers.get(field_name)
     content_type = headers.get("content-type", "")
+    if content_type.startswith("application/x-www-form-urlencoded") and len(item) == 1 and not value:
+        value = field_name  # `curl -d 1,2,3` says that it sends a form, and sends none
     if content_type.startswith(("multipart/", "application/x-www-form-urlencoded")) and isinstance(part, dict):
         content_type = part.get("content-type", "")
     return Request(

@@ -12,6 +12,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -70,13 +71,14 @@ def choose_accept(accept: str, supported: Sequence[str], default: str) -> str:
 
     Raises UnsupportedMediaType, with 415 as AWS's containers answer (HTTP would say 406).
     """
+    default = media_type(default)
     for candidate in accept.split(","):
         name = media_type(candidate)
-        if name in ("", "*/*", "application/*" if default.startswith("application/") else "text/*"):
-            return media_type(default)
+        if name in ("", "*/*", f"{default.partition('/')[0]}/*"):
+            name = default  # which the container's environment may have set to anything
         if name in supported:
             return name
-    raise UnsupportedMediaType(f"Accept {accept} is not supported here: ask for {_choice(supported)}.")
+    raise UnsupportedMediaType(f"Accept {accept or default} is not supported here: ask for {_choice(supported)}.")
 
 
 def _choice(names: Sequence[str]) -> str:
@@ -107,8 +109,9 @@ def decode_matrix(body: bytes, content_type: str) -> np.ndarray[Any, Any]:
 
 
 def decode_csv(body: bytes) -> np.ndarray[Any, Any]:
-    text = _text(body).strip("\r\n")
-    lines = text.splitlines()
+    lines = _text(body).strip("\r\n").splitlines()
+    if not lines:
+        raise NoContent("The request has no rows.")
     delimiter = _delimiter(lines[0])
     rows = [[_number(value, line, column) for column, value in enumerate(row.split(delimiter), 1)]
             for line, row in enumerate(lines, 1)]  # fmt: skip
@@ -117,64 +120,66 @@ def decode_csv(body: bytes) -> np.ndarray[Any, Any]:
 
 def decode_csv_table(body: bytes) -> np.ndarray[Any, Any]:
     """Like `decode_csv`, but fields that are not numbers stay text: then the dtype is object."""
-    lines = list(csv.reader(io.StringIO(_text(body).strip("\r\n"))))
-    rows = [[_number_or_text(value) for value in line] for line in lines]
-    width = len(rows[0])
-    for number, row in enumerate(rows, 1):
-        if len(row) != width:
-            raise Unparseable(f"Line {number} has {len(row)} fields, line 1 has {width}: send equal lines.")
-    is_numeric = all(isinstance(value, float) for row in rows for value in row)
-    return np.array(rows, dtype=float if is_numeric else object)
+    try:
+        lines = list(csv.reader(io.StringIO(_text(body).strip("\r\n")), strict=True))
+    except csv.Error as error:
+        raise Unparseable(f"The body is not CSV: {error}.") from error
+    # A line of nothing is one missing value.
+    return _table([[_number_or_text(value) for value in line or [""]] for line in lines], "Line")
 
 
 def decode_json(body: bytes) -> np.ndarray[Any, Any]:
-    return _rectangle(json_rows(parse_json(body)), "Row")
+    return _matrix(json_rows(parse_json(body)), "Row")
 
 
 def decode_json_table(body: bytes) -> np.ndarray[Any, Any]:
     """Like `decode_json`, but text is allowed: then the dtype is object."""
-    rows = json_rows(parse_json(body))
-    if all(isinstance(value, (int, float, type(None))) for row in rows for value in row):
-        return _rectangle(rows, "Row")
-    if len({len(row) for row in rows}) > 1:
-        raise Unparseable("The rows differ in length: send rows of equal length.")
-    return np.array(rows, dtype=object)
+    return _table(json_rows(parse_json(body)), "Row")
 
 
 def decode_jsonlines(body: bytes) -> np.ndarray[Any, Any]:
-    rows: list[Any] = []
-    for line in _text(body).splitlines():
-        if line.strip():
-            rows.extend(json_rows(parse_json(line.encode())))
-    return _rectangle(rows, "Line")
+    return _matrix(_jsonlines_rows_in(body), "Line")
+
+
+def decode_jsonlines_table(body: bytes) -> np.ndarray[Any, Any]:
+    return _table(_jsonlines_rows_in(body), "Line")
 
 
 def decode_npy(body: bytes) -> np.ndarray[Any, Any]:
     array = decode_array_npy(body)
-    if array.ndim == 0 or array.dtype.kind not in "biuf":
+    if array.ndim not in (1, 2) or array.dtype.kind not in "biuf":
         raise Unparseable(f"The array has dtype {array.dtype} and shape {array.shape}: send rows of numbers.")
-    return array.reshape(1, -1) if array.ndim == 1 else array
+    if len(array) == 0:
+        raise NoContent("The request has no rows.")
+    # In this machine's byte order, which not every library converts to by itself.
+    return np.atleast_2d(array).astype(float)
 
 
 def decode_array_npy(body: bytes) -> np.ndarray[Any, Any]:
-    """An array of any shape; an object array, which is a pickle, is refused."""
+    """An array of numbers or texts, of any shape; an object array, which is a pickle, is refused."""
+    _check_npy_header(body)
     try:
-        _refuse_oversized_npy(body)
         array: np.ndarray[Any, Any] = np.load(io.BytesIO(body), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, TypeError, OverflowError, EOFError, OSError) as error:
         raise Unparseable(f"The body is not a .npy file of numbers: {error}.") from error
     return array
 
 
-def _refuse_oversized_npy(body: bytes) -> None:
+def _check_npy_header(body: bytes) -> None:
     """Before numpy allocates what a header promises, hold it against what was sent."""
     stream = io.BytesIO(body)
-    version = np.lib.format.read_magic(stream)
-    read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(stream)
-    needed = math.prod(shape) * dtype.itemsize
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(stream)
+        needed = math.prod(shape) * dtype.itemsize
+    except Exception as error:
+        # numpy evaluates the header as a Python literal: a crafted one raises anything, MemoryError too.
+        raise Unparseable("The body is not a .npy file: its header cannot be read.") from error
+    if dtype.kind not in "biufSU" or dtype.itemsize == 0:
+        raise Unparseable(f"The array has dtype {dtype}: send numbers.")
     if needed > len(body):
-        raise ValueError(f"its header promises {needed} bytes, {len(body)} came")
+        raise Unparseable(f"The body is not a .npy file: its header promises {needed} bytes, {len(body)} came.")
 
 
 def decode_libsvm(body: bytes, features: int | None) -> Matrix:
@@ -189,7 +194,10 @@ def decode_libsvm(body: bytes, features: int | None) -> Matrix:
     values: list[float] = []
     columns: list[int] = []
     starts = [0]
-    for number, line in enumerate(_text(body).strip().splitlines(), 1):
+    lines = _text(body).strip().splitlines()
+    if not lines:
+        raise NoContent("The request has no rows.")
+    for number, line in enumerate(lines, 1):
         for position, item in enumerate(line.split()):
             index, colon, value = item.partition(":")
             if not colon and position == 0:
@@ -217,38 +225,54 @@ def json_rows(document: Any) -> list[Any]:
     `[[1, 2], …]`, `[1, 2]`, `{"instances": […]}`, `{"inputs": …}`, `{"features": […]}`,
     `{"data": {"features": {"values": […]}}}`, sparse `{"keys", "shape", "values"}`.
     """
+    try:
+        return _rows(document)
+    except RecursionError as error:
+        raise Unparseable("The JSON is nested too deeply.") from error
+
+
+def _rows(document: Any) -> list[Any]:
     if isinstance(document, Mapping):
         for name in ("instances", "inputs", "data", "features", "values"):
             if name in document:
-                return _sparse_row(document) if name == "values" else json_rows(document[name])
+                return _values_row(document) if name == "values" else _rows(document[name])
         raise Unparseable('The JSON object has no "instances": send {"instances": [[…], …]} or [[…], …].')
     if not isinstance(document, list):
         raise Unparseable(f"A JSON {type(document).__name__} is not rows: send [[…], …].")
     if not document:
         raise NoContent("The request has no rows.")
     if isinstance(document[0], Mapping):
-        return [row for item in document for row in json_rows(item)]
+        return [row for item in document for row in _rows(item)]
     return document if isinstance(document[0], list) else [document]
 
 
-# The widest sparse row that is worth a dense one: AWS's linear learner takes as many features at most.
-_MAX_SPARSE_WIDTH = 10_000_000
+# Sparse rows become dense ones: of a short body that must not take much memory, at most 80 MB. AWS's linear
+# learner takes as many features at most.
+_MAX_SPARSE_CELLS = 10_000_000
 
 
-def _sparse_row(document: Mapping[str, Any]) -> list[Any]:
+@dataclass(frozen=True)
+class _SparseRow:
+    keys: list[int]
+    values: list[float]
+    width: int
+
+
+def _values_row(document: Mapping[str, Any]) -> list[Any]:
     values = document["values"]
     if "keys" not in document:
         return [values]
-    keys, shape = document["keys"], document.get("shape") or [max(document["keys"], default=-1) + 1]
     try:
-        width = int(shape[0])
-        if not 0 < width <= _MAX_SPARSE_WIDTH:
-            raise Unparseable(f"A sparse row of {width} features is not supported.")
-        row = np.zeros(width)
-        row[np.asarray(keys, dtype=int)] = values
-    except (ValueError, TypeError, IndexError) as error:
-        raise Unparseable(f"A sparse row needs keys, shape and values that fit: {error}.") from error
-    return [row.tolist()]
+        keys = [int(key) for key in document["keys"]]
+        width = int(document["shape"][0]) if document.get("shape") else max(keys, default=-1) + 1
+        row = _SparseRow(keys, [float(value) for value in values], width)
+    except (TypeError, ValueError, LookupError, OverflowError) as error:
+        raise Unparseable(f"A sparse row needs keys, shape and values, all numbers: {error}.") from error
+    if not 0 < width <= _MAX_SPARSE_CELLS:
+        raise Unparseable(f"A sparse row of {width} features is not supported.")
+    if len(keys) != len(row.values) or not all(0 <= key < width for key in keys):
+        raise Unparseable(f"A sparse row needs as many values as keys, and keys from 0 to {width - 1}.")
+    return [row]
 
 
 def parse_json(body: bytes) -> Any:
@@ -256,6 +280,11 @@ def parse_json(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Unparseable(f"The body is not JSON: {error}.") from error
+
+
+def _jsonlines_rows_in(body: bytes) -> list[Any]:
+    lines = [line.encode() for line in _text(body).split("\n") if line.strip()]
+    return [row for line in lines for row in json_rows(parse_json(line))]
 
 
 def _text(body: bytes) -> str:
@@ -288,17 +317,52 @@ def _number_or_text(field: str) -> float | str:
         return field
 
 
-def _rectangle(rows: list[Any], unit: str) -> np.ndarray[Any, Any]:
-    first = rows[0]
-    if not isinstance(first, list):
-        raise Unparseable(f"{unit} 1 is not a list of numbers.")
+def _matrix(rows: list[Any], unit: str) -> np.ndarray[Any, Any]:
+    """Rows of numbers, dense or sparse."""
+    if not any(isinstance(row, _SparseRow) for row in rows):
+        return _rectangle(rows, unit)
+    width = rows[0].width if isinstance(rows[0], _SparseRow) else None
+    if not all(isinstance(row, _SparseRow) and row.width == width for row in rows):
+        raise Unparseable("The rows differ in their shape: send all rows sparse and of one width, or all dense.")
+    if len(rows) * rows[0].width > _MAX_SPARSE_CELLS:
+        raise Unparseable(f"The sparse rows make more than {_MAX_SPARSE_CELLS} values: send fewer.")
+    matrix = np.zeros((len(rows), rows[0].width))
+    for row, sparse in zip(matrix, rows, strict=True):
+        row[sparse.keys] = sparse.values
+    return matrix
+
+
+def _table(rows: list[Any], unit: str) -> np.ndarray[Any, Any]:
+    """Rows of numbers and texts: of dtype float where all are numbers, else object."""
+    if not rows:
+        raise NoContent("The request has no rows.")
+    if any(isinstance(row, _SparseRow) for row in rows):
+        return _matrix(rows, unit)
+    _check_equal(rows, unit)
+    if not any(isinstance(value, (str, list, Mapping)) for row in rows for value in row):
+        return _rectangle(rows, unit)
+    if any(isinstance(value, (list, Mapping)) for row in rows for value in row):
+        raise Unparseable("A row holds a list or an object: send rows of numbers and texts.")
+    return np.array([[math.nan if value is None else value for value in row] for row in rows], dtype=object)
+
+
+def _check_equal(rows: list[Any], unit: str) -> None:
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, list) or len(row) != len(first):
-            found = len(row) if isinstance(row, list) else type(row).__name__
-            raise Unparseable(f"{unit} {number} has {found} fields, {unit.lower()} 1 has {len(first)}: send equal rows.")
+        if not isinstance(row, list):
+            raise Unparseable(f"{unit} {number} is a {type(row).__name__}, not a list: send rows of fields.")
+        if len(row) != len(rows[0]):
+            raise Unparseable(
+                f"{unit} {number} has {len(row)} fields, {unit.lower()} 1 has {len(rows[0])}: send equal rows.",
+            )
+
+
+def _rectangle(rows: list[Any], unit: str) -> np.ndarray[Any, Any]:
+    if not rows:
+        raise NoContent("The request has no rows.")
+    _check_equal(rows, unit)
     try:
         matrix = np.array(rows, dtype=float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise Unparseable(f"The rows hold something that is not a number: {error}.") from error
     if matrix.ndim != 2:
         raise Unparseable(f"The rows have {matrix.ndim} dimensions: send a list of rows of numbers.")
@@ -308,8 +372,8 @@ def _rectangle(rows: list[Any], unit: str) -> np.ndarray[Any, Any]:
 # Encoding
 
 
-def encode_json(value: Any) -> bytes:
-    return json.dumps(value, default=_plain).encode()
+def encode_json(value: Any, indent: int | None = None) -> bytes:
+    return json.dumps(value, default=_plain, indent=indent).encode()
 
 
 def encode_jsonlines(items: Sequence[Any]) -> bytes:
@@ -317,14 +381,9 @@ def encode_jsonlines(items: Sequence[Any]) -> bytes:
 
 
 def encode_csv_rows(rows: Sequence[Any]) -> bytes:
-    """One line a row, the fields of a row joined by commas."""
-    return "\n".join(",".join(map(str, row)) if isinstance(row, list) else str(row) for row in rows).encode()
-
-
-def encode_csv_fields(rows: Sequence[Sequence[Any]]) -> bytes:
-    """Like `encode_csv_rows`; a field that is a list is quoted, as one field."""
+    """One line a row, which is a list or a single field; a field with a comma in it, or that is a list, is quoted."""
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(rows)
+    csv.writer(stream, lineterminator="\n").writerows(row if isinstance(row, list) else [row] for row in rows)
     return stream.getvalue().rstrip("\n").encode()
 
 
@@ -335,7 +394,7 @@ def encode_npy(array: np.ndarray[Any, Any]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """numpy's scalars and arrays as what JSON knows."""
+    """Scalars and arrays of numpy as what JSON knows."""
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     if isinstance(value, bytes):

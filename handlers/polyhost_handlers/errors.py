@@ -52,21 +52,39 @@ class LoadFailed(HandlerError):
     pass
 
 
-# How C and C++ libraries say "no memory" through Python exceptions of their own.
+# How libraries of C and C++ say "no memory" through exceptions of their own. Whole phrases, where they stand in
+# such a text: a message may also quote what a client sent, and a client must not be able to say "evict".
 _OUT_OF_MEMORY = re.compile(
-    r"std::bad_alloc|bad allocation|Failed to allocate \S* ?(CPU )?[Mm]emory|[Cc]annot allocate memory"
-    r"|DefaultCPUAllocator: (can't|not enough memory)|(CUDA|hip|XPU) out of memory|[Oo]ut of memory"
-    r"|Unable to allocate \S+ \S+ for an array",
+    r"std::bad_alloc\s*$|^bad allocation\s*$"  # XGBoost, onnxruntime, LightGBM, anything else
+    r"|Failed to allocate (CPU |GPU )?Memory\s*$"  # MXNet
+    r"|Failed to allocate memory for requested buffer of size \d+\s*$"  # onnxruntime
+    r"|DefaultCPUAllocator: (can't allocate|not enough) memory"  # PyTorch
+    r"|^(CUDA|HIP|XPU|MPS backend) out of memory|^OOM when allocating"  # PyTorch, TensorFlow
+    r"|[Cc]annot allocate memory\W*$",
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` is some library's way to say that memory is short."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, HandlerError):
+        return False
+    if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
         return True
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # Python and numpy raise MemoryError itself; their ValueError or KeyError quotes what it was given.
+    if type(error).__module__ == "builtins" and not isinstance(error, RuntimeError):
+        return False
     return isinstance(error, Exception) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def is_memory_short(need_bytes: int) -> bool:
+    """Whether so much is not to be had. The pages are asked for, not touched."""
+    try:
+        bytes(need_bytes)
+    except (MemoryError, OverflowError):
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -76,9 +94,37 @@ def memory_errors_translated() -> Iterator[None]:
         yield
     except MemoryError:
         raise
-    except HandlerError:
-        raise
     except Exception as error:
         if is_out_of_memory(error):
             raise MemoryError(str(error)) from error
         raise
+
+
+@contextlib.contextmanager
+def load_errors_named(what: str, artifact_bytes: int) -> Iterator[None]:
+    """
+    Whatever a broken artifact makes a library raise becomes LoadFailed, in one sentence that begins with `what`.
+
+    A damaged file also makes libraries ask for absurd amounts of memory. Hardly an artifact needs 64 bytes for a
+    byte of its own: where so much can be had, memory is not short and the file is broken.
+    """
+    try:
+        yield
+    except LoadFailed:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error) and is_memory_short(artifact_bytes * 64 + 16 * 1024**2):
+            raise MemoryError(str(error)) from error
+        raise LoadFailed(f"Unable to load model: {what}: {sentence_of(error)}") from error
+
+
+_PLACE = re.compile(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ")
+
+
+def sentence_of(error: BaseException) -> str:
+    """What a library says, in one line: without its stack trace and the place in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # MXNet writes as Python does, the sentence last; XGBoost's comes first, before its frames.
+    return lines[-1] if lines[0].startswith("Traceback (most recent call last)") else _PLACE.sub("", lines[0])

@@ -9,7 +9,6 @@ predictor from the parameters if they tell, else from the symbol's output and th
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from collections.abc import Mapping
@@ -19,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from polyhost_handlers import codecs
-from polyhost_handlers.artifacts import LINEAR_LEARNER_ARCHIVE
+from polyhost_handlers.artifacts import LINEAR_LEARNER_ARCHIVE, files_of
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
 from polyhost_handlers.codecs import CSV, JSON, JSONLINES, RECORDIO
-from polyhost_handlers.errors import BadInput, LoadFailed
+from polyhost_handlers.errors import BadInput, LoadFailed, load_errors_named
 from polyhost_handlers.ndarray_file import BrokenParams, read_params
 from polyhost_handlers.recordio import decode_recordio, encode_recordio
 
@@ -30,6 +29,7 @@ _INPUTS = (CSV, JSON, JSONLINES, RECORDIO)
 _OUTPUTS = (JSON, CSV, JSONLINES, RECORDIO)
 # Ten million features in float32 are 40 MB; what unpacks to more than this is a zip bomb.
 _MAX_MEMBER_BYTES = 1024**3
+_SUFFIXES = (".json", ".params")
 _SIGMOID_OPERATORS = ("LogisticRegressionOutput", "sigmoid")
 
 
@@ -55,22 +55,22 @@ class LinearLearnerHandler(Handler):
         files = _members(source.model_dir)
         try:
             arrays = read_params(_the_params(files))
-            weight = np.atleast_2d(_array_ending(arrays, "weight")).astype(np.float64)
-            bias = _array_ending(arrays, "bias", or_zeros=len(weight)).astype(np.float64).reshape(-1)
         except BrokenParams as error:
-            raise LoadFailed(f"Unable to load model: its .params file is broken: {error}") from error
-        if len(bias) != len(weight):
-            raise LoadFailed(f"Unable to load model: {len(weight)} outputs have {len(bias)} biases.")
+            raise LoadFailed(f"Unable to load model: its .params file is broken: {error}.") from error
+        weight = np.atleast_2d(_array_ending(arrays, "weight")).astype(np.float64)
+        bias = _array_ending(arrays, "bias", or_zeros=len(weight)).astype(np.float64).reshape(-1)
+        if weight.ndim != 2 or not weight.size or len(bias) != len(weight):
+            raise LoadFailed(f"Unable to load model: weights of shape {weight.shape} have {len(bias)} biases.")
         params = _json_object(files, "additional-params.json") | _json_object(files, "manifest.json")
         predictor = _predictor(params, files.get("mx-mod-symbol.json", b"").decode("utf-8", "replace"), len(weight))
-        threshold = float(_setting(params, "binary_classifier_threshold", "threshold") or 0.5)
-        return cls(weight, bias, predictor, threshold, source.default_accept(JSON))
+        return cls(weight, bias, predictor, _threshold(params), source.default_accept(JSON))
 
     def predict(self, request: Request) -> Response:
         codecs.require_body(request.body)
         accept = codecs.choose_accept(request.accept, _OUTPUTS, self._default_accept)
         rows = self._decode(request)
-        predictions = [self._prediction(output) for output in np.asarray(rows @ self._weight.T) + self._bias]
+        with np.errstate(over="ignore", invalid="ignore"):
+            predictions = [self._prediction(output) for output in np.asarray(rows @ self._weight.T) + self._bias]
         return Response(_encode(predictions, accept), accept)
 
     def _decode(self, request: Request) -> Any:
@@ -82,8 +82,8 @@ class LinearLearnerHandler(Handler):
             rows = codecs.decode_matrix(request.body, content_type)
         if rows.shape[1] != features:
             raise BadInput(f"Each row has {rows.shape[1]} features, the model was trained on {features}.")
-        if isinstance(rows, np.ndarray) and np.isnan(rows).any():
-            raise BadInput("A linear model cannot take missing values: fill empty and NaN fields first.")
+        if not np.isfinite(rows if isinstance(rows, np.ndarray) else rows.data).all():
+            raise BadInput("A linear model cannot take missing or infinite values: fill empty and NaN fields first.")
         return rows
 
     def _prediction(self, output: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -97,18 +97,21 @@ class LinearLearnerHandler(Handler):
 
 
 def _members(model_dir: Path) -> Mapping[str, bytes]:
-    """The archive's files by name, from the zip or from the folder itself."""
+    """The archive's files that matter, by name, from the zip or from the folder itself."""
     archive = model_dir / LINEAR_LEARNER_ARCHIVE
     if not archive.is_file():
-        return {path.name: path.read_bytes() for path in model_dir.iterdir() if path.is_file()}
-    try:
-        with zipfile.ZipFile(archive) as file:
-            members = [info for info in file.infolist() if not info.is_dir()]
-            if sum(info.file_size for info in members) > _MAX_MEMBER_BYTES:
-                raise LoadFailed(f"Unable to load model: {archive.name} unpacks to more than a linear model has.")
-            return {Path(info.filename).name: file.read(info) for info in members}
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-        raise LoadFailed(f"Unable to load model: {archive.name} is not a readable zip: {error}") from error
+        return {path.name: path.read_bytes() for path in files_of(model_dir) if path.suffix in _SUFFIXES}
+    with load_errors_named(f"{archive.name} is not a readable zip", archive.stat().st_size):
+        return _unzipped(archive)
+
+
+def _unzipped(archive: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(archive) as file:
+        members = [info for info in file.infolist() if Path(info.filename).suffix in _SUFFIXES]
+        # No member unpacks to more than its entry says.
+        if sum(info.file_size for info in members) > _MAX_MEMBER_BYTES:
+            raise LoadFailed(f"Unable to load model: {archive.name} unpacks to more than a linear model has.")
+        return {Path(info.filename).name: file.read(info) for info in members}
 
 
 def _the_params(files: Mapping[str, bytes]) -> bytes:
@@ -133,8 +136,8 @@ def _array_ending(
 
 def _json_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     try:
-        document = json.load(io.BytesIO(files.get(name, b"{}")))
-    except ValueError as error:
+        document = json.loads(files.get(name, b"{}"))
+    except (ValueError, RecursionError) as error:
         raise LoadFailed(f"Unable to load model: {name} is not JSON: {error}") from error
     return document if isinstance(document, dict) else {}
 
@@ -146,6 +149,14 @@ def _setting(params: Mapping[str, Any], *names: str) -> Any:
             if scope.get(name) not in (None, ""):
                 return scope[name]
     return None
+
+
+def _threshold(params: Mapping[str, Any]) -> float:
+    value = _setting(params, "binary_classifier_threshold", "threshold")
+    try:
+        return 0.5 if value is None else float(value)
+    except (TypeError, ValueError) as error:
+        raise LoadFailed(f"Unable to load model: its threshold {value} is not a number.") from error
 
 
 def _predictor(params: Mapping[str, Any], symbol: str, outputs: int) -> str:
@@ -162,8 +173,9 @@ def _sigmoid(value: Any) -> Any:
 
 
 def _softmax(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    powers: np.ndarray[Any, Any] = np.exp(values - values.max())
-    return powers / powers.sum()
+    powers = np.exp(values - values.max())
+    shares: np.ndarray[Any, Any] = powers / powers.sum()
+    return shares
 
 
 def _encode(predictions: list[dict[str, Any]], accept: str) -> bytes:

@@ -20,10 +20,12 @@ from polyhost_handlers import codecs
 from polyhost_handlers.artifacts import checkpoints_in, files_of
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
 from polyhost_handlers.codecs import CSV, JSON, NPY
-from polyhost_handlers.errors import BadInput, LoadFailed, Unparseable, is_out_of_memory
+from polyhost_handlers.errors import BadInput, LoadFailed, Unparseable, load_errors_named
 
 _IMAGE_TYPES = ("application/x-image", "image/jpeg", "image/png", "image/bmp", "image/gif", "image/webp")
 _INPUTS = ("application/x-image", *_IMAGE_TYPES[1:], JSON, NPY, CSV)
+# Pillow reads many more formats, some of them by starting other programs.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 _TOP = 5
 # What a camera makes is below 50 megapixels; a small file that claims more is a bomb.
 _MAX_PIXELS = 64_000_000
@@ -44,16 +46,13 @@ class MXNetHandler(Handler):
         name, shape = _input_shape(source.model_dir, symbol_file)
         prefix = str(symbol_file).removesuffix("-symbol.json")
         epoch = int(params_file.stem.rpartition("-")[2])
-        try:
+        with load_errors_named(symbol_file.name, symbol_file.stat().st_size + params_file.stat().st_size):
             symbol, arguments, auxiliaries = mx.model.load_checkpoint(prefix, epoch)
+            _check_complete(symbol, {name, *arguments, *auxiliaries}, params_file.name)
             module = mx.mod.Module(symbol=symbol, context=mx.cpu(), data_names=[name], label_names=None)
             module.bind(for_training=False, data_shapes=[(name, shape)])
+            # What is missing is a label, which only training needs.
             module.set_params(arguments, auxiliaries, allow_missing=True, allow_extra=True)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            first_line = str(error).strip().split("\n")[0]
-            raise LoadFailed(f"Unable to load model: {symbol_file.name}: {first_line}") from error
         return cls(module, shape, _synset(source.model_dir))
 
     def predict(self, request: Request) -> Response:
@@ -76,8 +75,10 @@ class MXNetHandler(Handler):
         else:
             array = _json_array(request.body)
         if array.size != math.prod(self._shape) or array.dtype.kind not in "biuf":
-            raise BadInput(f"The network takes numbers of shape {list(self._shape)}, the request has {list(array.shape)}.")
-        return array.reshape(self._shape).astype(np.float32)
+            shapes = f"{list(self._shape)}, the request has {list(array.shape)}"
+            raise BadInput(f"The network takes numbers of shape {shapes}.")
+        with np.errstate(over="ignore"):
+            return array.reshape(self._shape).astype(np.float32)
 
     def _forward(self, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         mx = _mxnet()
@@ -86,7 +87,7 @@ class MXNetHandler(Handler):
         return output
 
     def _best(self, scores: np.ndarray[Any, Any]) -> list[str]:
-        probabilities = np.squeeze(scores)
+        probabilities = np.ravel(scores)
         order = np.argsort(probabilities)[::-1][:_TOP]
         return [f"probability={probabilities[index]:f}, class={self._class_name(index)}" for index in order]
 
@@ -118,6 +119,15 @@ def _checkpoint(model_dir: Path) -> tuple[Path, Path]:
     return pairs[0]
 
 
+def _check_complete(symbol: Any, known: set[str], params_name: str) -> None:
+    """MXNet would run a network with whatever lies in memory where its parameters are missing."""
+    missing = [name for name in (*symbol.list_arguments(), *symbol.list_auxiliary_states()) if name not in known]
+    missing = [name for name in missing if not name.endswith("label")]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise LoadFailed(f"Unable to load model: {params_name} has no {', '.join(missing[:3])}{more}.")
+
+
 def _input_shape(model_dir: Path, symbol_file: Path) -> tuple[str, tuple[int, ...]]:
     """The network's first input, from `PREFIX-shapes.json`."""
     path = model_dir / symbol_file.name.replace("-symbol.json", "-shapes.json")
@@ -137,18 +147,19 @@ def _synset(model_dir: Path) -> list[str]:
 
 def _decode_image(body: bytes, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """An image file as RGB of the declared height and width, shape (1, 3, height, width)."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if len(shape) != 4 or shape[1] not in (1, 3):
         raise BadInput(f"The network takes {list(shape)}, which is not an image: send application/json.")
     try:
-        image = Image.open(io.BytesIO(body))
+        image = Image.open(io.BytesIO(body), formats=_FORMATS)
         if image.width * image.height > _MAX_PIXELS:
             raise BadInput(f"The image has {image.width} by {image.height} pixels: send fewer than {_MAX_PIXELS}.")
-        resized = image.convert("RGB" if shape[1] == 3 else "L").resize((shape[3], shape[2]), Image.Resampling.BILINEAR)
-    except BadInput:
+        resized = _eight_bits(image).convert("RGB" if shape[1] == 3 else "L")
+        resized = resized.resize((shape[3], shape[2]), Image.Resampling.BILINEAR)
+    except (BadInput, MemoryError):
         raise
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a broken image raises anything, from SyntaxError to struct.error
         raise Unparseable("The body is not a readable image: send JPEG or PNG.") from error
     pixels = np.asarray(resized, dtype=np.float32)
     if shape[1] == 1:
@@ -156,11 +167,20 @@ def _decode_image(body: bytes, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     return np.transpose(pixels, (2, 0, 1))[np.newaxis, ...]
 
 
+def _eight_bits(image: Any) -> Any:
+    """Grey of 16 bits, which Pillow would cut off at 255."""
+    if not image.mode.startswith("I"):
+        return image
+    from PIL import Image
+
+    return Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
+
+
 def _json_array(body: bytes) -> np.ndarray[Any, Any]:
     try:
-        return np.asarray(codecs.parse_json(body))
-    except ValueError as error:
-        raise Unparseable(f"The rows differ in length: {error}.") from error
+        return np.array(codecs.parse_json(body), dtype=float)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Unparseable(f"The body is not lists of numbers, of equal length: {error}.") from error
 
 
 HANDLER = MXNetHandler

@@ -42,15 +42,16 @@ def read_params(data: bytes) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def write_params(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """A file that `mxnet.nd.load` reads."""
+    """A file that `mxnet.nd.load` reads, or `mxnet.npx.load` if it has scalars or empty arrays."""
     numbers = {np.dtype(name): number for number, name in _DTYPES.items()}
+    magic = _V2_MAGIC if all(array.size and array.ndim for array in arrays.values()) else _V3_MAGIC
     with path.open("wb") as file:
         file.write(struct.pack("<QQQ", _LIST_MAGIC, 0, len(arrays)))
         for array in arrays.values():
-            file.write(struct.pack("<IiI", _V2_MAGIC, _DENSE, array.ndim))
+            file.write(struct.pack("<IiI", magic, _DENSE, array.ndim))
             file.write(struct.pack(f"<{array.ndim}q", *array.shape))
             file.write(struct.pack("<iii", *_CPU, numbers[array.dtype]))
-            file.write(np.ascontiguousarray(array).tobytes())
+            file.write(array.tobytes())
         file.write(struct.pack("<Q", len(arrays)))
         for name in arrays:
             file.write(struct.pack("<Q", len(name.encode())) + name.encode())
@@ -59,16 +60,19 @@ def write_params(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None
 def _read_array(reader: _Reader) -> np.ndarray[Any, Any]:
     magic = reader.take("<I")
     if magic in (_V2_MAGIC, _V3_MAGIC):
-        storage = reader.take("<i")
-        if storage != _DENSE:
+        if reader.take("<i") != _DENSE:
             raise BrokenParams("it holds a sparse array, which is not supported")
-        shape = reader.take_shape("<q", reader.take("<i"))
+        dimensions = reader.take("<i")
+        if magic == _V3_MAGIC and dimensions == -1:
+            return _nothing()
+        shape = reader.take_shape("<q", dimensions)
     elif magic == _V1_MAGIC:
         shape = reader.take_shape("<q", reader.take("<I"))
     else:  # before V1 the number of dimensions came first, then dimensions of four bytes
         shape = reader.take_shape("<I", magic)
-    if not shape:
-        return np.zeros(0, dtype="<f4")
+    # Only V3 knows scalars and empty arrays; before, an array without elements was none.
+    if magic != _V3_MAGIC and not (shape and all(shape)):
+        return _nothing()
     reader.take("<i")  # the device's type and number
     reader.take("<i")
     number = reader.take("<i")
@@ -76,7 +80,14 @@ def _read_array(reader: _Reader) -> np.ndarray[Any, Any]:
         raise BrokenParams(f"it has an array of unknown type {number}")
     dtype = np.dtype(_DTYPES[number])
     raw = reader.take_bytes(math.prod(shape) * dtype.itemsize)
-    return np.frombuffer(raw, dtype=dtype).reshape(shape)
+    try:
+        return np.frombuffer(raw, dtype=dtype).reshape(shape)
+    except (ValueError, OverflowError) as error:
+        raise BrokenParams(f"it has an array of shape {shape}") from error
+
+
+def _nothing() -> np.ndarray[Any, Any]:
+    return np.zeros(0, dtype="<f4")
 
 
 class _Reader:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from polyhost_handlers.codecs import Matrix
-from polyhost_handlers.errors import Unparseable
+from polyhost_handlers.errors import NoContent, Unparseable
 
 _MAGIC = 0xCED7230A
 _HEADER = struct.Struct("<II")
+_MAX_WIDTH = 2**31 - 1
 
 
 def decode_recordio(body: bytes, features: int | None = None) -> Matrix:
@@ -29,8 +30,8 @@ def decode_recordio(body: bytes, features: int | None = None) -> Matrix:
     """
     tensors = [_tensor_of(record) for record in _records(body)]
     if not tensors:
-        raise Unparseable("The body holds no record.")
-    if any(tensor.keys for tensor in tensors):
+        raise NoContent("The body holds no record.")
+    if any(_is_sparse(tensor) for tensor in tensors):
         return _sparse(tensors, features)
     rows = [list(tensor.values) for tensor in tensors]
     if len({len(row) for row in rows}) > 1:
@@ -97,12 +98,17 @@ def _tensor_of(record: Any) -> Any:
     return getattr(value, kind)
 
 
+def _is_sparse(tensor: Any) -> bool:
+    """A sparse row of zeros only has no keys: its shape tells."""
+    return bool(tensor.keys) or (len(tensor.shape) > 0 and tensor.shape[-1] != len(tensor.values))
+
+
 def _sparse(tensors: Sequence[Any], features: int | None) -> Matrix:
     from scipy.sparse import csr_matrix
 
-    width = features or max(
-        tensor.shape[0] if tensor.shape else max(tensor.keys, default=-1) + 1 for tensor in tensors
-    )
+    widths = {tensor.shape[-1] for tensor in tensors if tensor.shape}
+    if len(widths) > 1:
+        raise Unparseable("The records differ in their shape: send equal records.")
     values: list[float] = []
     columns: list[int] = []
     starts = [0]
@@ -113,8 +119,11 @@ def _sparse(tensors: Sequence[Any], features: int | None) -> Matrix:
         columns.extend(keys)
         values.extend(tensor.values)
         starts.append(len(values))
+    width = widths.pop() if widths else features or max(columns, default=-1) + 1
     if columns and max(columns) >= width:
-        raise Unparseable(f"Key {max(columns)} is too large: the model has {width} features.")
+        raise Unparseable(f"Key {max(columns)} is too large: the rows have {width} features.")
+    if width > _MAX_WIDTH:
+        raise Unparseable(f"Records of {width} features are not supported.")
     return csr_matrix((values, columns, starts), shape=(len(tensors), width))
 
 
@@ -130,7 +139,9 @@ def _record_class() -> Any:
         proto = file.message_type.add(name=name)
         for field_name, number, kind, is_repeated, type_name in fields:
             label = field_type.LABEL_REPEATED if is_repeated else field_type.LABEL_OPTIONAL
-            field = proto.field.add(name=field_name, number=number, type=kind, label=label, type_name=type_name)
+            field = proto.field.add(name=field_name, number=number, type=kind, label=label)
+            if type_name:
+                field.type_name = type_name  # set to "" it is an error
             if is_repeated and kind != field_type.TYPE_MESSAGE:
                 field.options.packed = True
         return proto
@@ -146,7 +157,11 @@ def _record_class() -> Any:
             ("keys", 2, field_type.TYPE_UINT64, True, ""),
             ("shape", 3, field_type.TYPE_UINT64, True, ""),
         )
-    tensors = (("float32_tensor", 2, "Float32Tensor"), ("float64_tensor", 3, "Float64Tensor"), ("int32_tensor", 7, "Int32Tensor"))  # fmt: skip
+    tensors = (
+        ("float32_tensor", 2, "Float32Tensor"),
+        ("float64_tensor", 3, "Float64Tensor"),
+        ("int32_tensor", 7, "Int32Tensor"),
+    )
     value = message(
         "Value",
         *((name, number, field_type.TYPE_MESSAGE, False, f".aialgs.data.{kind}") for name, number, kind in tensors),

@@ -12,11 +12,12 @@ A script is code: it changes `sys.path` and the working directory, so a process 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +29,7 @@ from polyhost_handlers import codecs
 from polyhost_handlers.artifacts import script_of
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
 from polyhost_handlers.codecs import CSV, JSON, NPY
-from polyhost_handlers.errors import HandlerError, LoadFailed, NoContent, Unparseable, is_out_of_memory
+from polyhost_handlers.errors import HandlerError, LoadFailed, NoContent, Unparseable, is_out_of_memory, sentence_of
 
 _TEXT_TYPES = (JSON, CSV)
 _DEFAULT_FORMATS = (JSON, CSV, NPY)
@@ -42,9 +43,9 @@ class ScriptHandler(Handler):
         self._context = source.context
         self._default_accept = source.default_accept(JSON)
         self._transform = getattr(script, "transform_fn", None)
-        self._input = getattr(script, "input_fn", default_input_fn)
-        self._predict = getattr(script, "predict_fn", default_predict_fn)
-        self._output = getattr(script, "output_fn", default_output_fn)
+        self._input = getattr(script, "input_fn", None) or default_input_fn
+        self._predict = getattr(script, "predict_fn", None) or default_predict_fn
+        self._output = getattr(script, "output_fn", None) or default_output_fn
 
     @classmethod
     def load(cls, source: ModelSource) -> ScriptHandler:
@@ -63,16 +64,18 @@ class ScriptHandler(Handler):
         accept = request.accept if request.accept not in ("", "*/*") else self._default_accept
         content_type = request.content_type or JSON
         body = _body_for(request.body, content_type)
-        context = request.context or self._context
-        if self._transform is not None:
-            answer = _call(self._transform, context, self._model, body, content_type, accept)
-        else:
-            data = _call(self._input, context, body, content_type)
-            prediction = _call(self._predict, context, data, self._model)
-            answer = _call(self._output, context, prediction, accept)
+        with _chosen_status():
+            answer = self._answer(body, content_type, accept, request.context or self._context)
         if isinstance(answer, tuple) and len(answer) == 2:
             answer, accept = answer
         return Response(_sendable(answer), str(accept), status=None)
+
+    def _answer(self, body: bytes | str, content_type: str, accept: str, context: Any) -> Any:
+        if self._transform is not None:
+            return _call(self._transform, context, self._model, body, content_type, accept)
+        data = _call(self._input, context, body, content_type)
+        prediction = _call(self._predict, context, data, self._model)
+        return _call(self._output, context, prediction, accept)
 
 
 def default_input_fn(body: Any, content_type: str) -> Any:
@@ -87,7 +90,7 @@ def default_input_fn(body: Any, content_type: str) -> Any:
         return codecs.decode_csv(raw)
     try:
         return np.array(codecs.parse_json(raw))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise Unparseable(f"The rows differ in length: {error}.") from error
 
 
@@ -104,7 +107,7 @@ def default_output_fn(prediction: Any, accept: str) -> tuple[bytes, str]:
     if name == JSON:
         return codecs.encode_json(values), name
     if name == CSV:
-        return codecs.encode_csv_rows(np.asarray(values).tolist()), name
+        return codecs.encode_csv_rows(np.atleast_1d(values).tolist()), name
     return codecs.encode_npy(np.asarray(values)), name
 
 
@@ -116,45 +119,58 @@ def _import_script(path: Path) -> ModuleType:
         raise LoadFailed(f"Unable to load model: {path.name} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    with _FailureNamed(f"{path.name} cannot be imported"):
+    with _failure_named(f"{path.name} cannot be imported"):
         spec.loader.exec_module(module)
     return module
 
 
 def _check_functions(script: ModuleType, name: str) -> None:
-    if hasattr(script, "transform_fn"):
-        others = [other for other in ("input_fn", "predict_fn", "output_fn") if hasattr(script, other)]
+    if getattr(script, "transform_fn", None):
+        others = [other for other in ("input_fn", "predict_fn", "output_fn") if getattr(script, other, None)]
         if others:
             raise LoadFailed(f"Unable to load model: {name} has transform_fn and {', '.join(others)}: keep one way.")
-    if not hasattr(script, "model_fn"):
+    if not getattr(script, "model_fn", None):
         raise LoadFailed(f"Unable to load model: {name} has no model_fn(model_dir).")
 
 
 def _load_model(script: ModuleType, name: str, source: ModelSource) -> Any:
     model_dir, context = str(source.model_dir), source.context
-    if hasattr(script, "pre_model_fn"):
-        with _FailureNamed(f"pre_model_fn of {name} failed"):
+    if getattr(script, "pre_model_fn", None):
+        with _failure_named(f"pre_model_fn of {name} failed"):
             _call(script.pre_model_fn, context, model_dir)
-    with _FailureNamed(f"model_fn of {name} failed"):
+    with _failure_named(f"model_fn of {name} failed"):
         model = _call(script.model_fn, context, model_dir)
-    if hasattr(script, "model_warmup_fn"):
-        with _FailureNamed(f"model_warmup_fn of {name} failed"):
+    if getattr(script, "model_warmup_fn", None):
+        with _failure_named(f"model_warmup_fn of {name} failed"):
             _call(script.model_warmup_fn, context, model_dir, model)
     return model
 
 
-class _FailureNamed:
+@contextlib.contextmanager
+def _failure_named(what: str) -> Iterator[None]:
     """Whatever customers' code raises while loading becomes one sentence; memory errors stay what they are."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
+        raise LoadFailed(f"Unable to load model: {what}: {type(error).__name__}: {sentence_of(error)}") from error
 
-    def __init__(self, what: str) -> None:
-        self._what = what
 
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or not isinstance(error, Exception) or is_out_of_memory(error):
-            return
-        raise LoadFailed(f"Unable to load model: {self._what}: {type(error).__name__}: {error}") from error
+@contextlib.contextmanager
+def _chosen_status() -> Iterator[None]:
+    """A status that the script chose by MMS's `PredictionException` or the toolkit's errors; nothing else is known."""
+    try:
+        yield
+    except SystemExit as error:
+        raise HandlerError(f"Prediction failed: the script exited: {error}") from error
+    except HandlerError:
+        raise
+    except Exception as error:
+        status = getattr(error, "status_code", getattr(error, "error_code", None))
+        if isinstance(status, int) and 400 <= status <= 599:
+            raise HandlerError(str(getattr(error, "message", error)), status) from error
+        raise
 
 
 def _check_requirements(path: Path) -> None:
@@ -164,7 +180,7 @@ def _check_requirements(path: Path) -> None:
     from packaging.requirements import InvalidRequirement, Requirement
 
     missing = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
         text = line.partition(" #")[0].strip()
         if not text or text.startswith(("#", "-")):
             continue
@@ -190,17 +206,19 @@ def _is_installed(requirement: Any) -> bool:
 
 def _call(function: Callable[..., Any], context: Any, *arguments: Any) -> Any:
     """Call with `context` as one more argument where the function has room for it, as the toolkit does."""
-    takes = len(inspect.signature(function).parameters)
-    if takes == len(arguments):
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    takes = sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+    if takes == len(arguments) or inspect.Parameter.VAR_POSITIONAL in kinds:
         return function(*arguments)
     if takes == len(arguments) + 1:
         return function(*arguments, context)
-    raise HandlerError(f"{function.__name__} takes {takes} arguments, {len(arguments)} (or one more, context) are due.")
+    name = getattr(function, "__name__", type(function).__name__)
+    raise HandlerError(f"{name} takes {takes} arguments, {len(arguments)} (or one more, context) are due.")
 
 
 def _body_for(body: bytes, content_type: str) -> bytes | str:
-    """Text formats reach a script as str, all else as bytes: the toolkit's rule."""
-    if codecs.media_type(content_type) not in _TEXT_TYPES:
+    """Text formats reach a script as str, all else as bytes: the toolkit's rule, which knows no parameters."""
+    if content_type not in _TEXT_TYPES:
         return body
     try:
         return body.decode()
@@ -209,8 +227,13 @@ def _body_for(body: bytes, content_type: str) -> bytes | str:
 
 
 def _sendable(answer: Any) -> Any:
-    """MMS sends bytes and str as they are and the rest as JSON; numpy's arrays must become lists first."""
-    return answer.tolist() if isinstance(answer, (np.ndarray, np.generic)) else answer
+    """MMS sends bytes and str as they are and the rest as this JSON, but does not know numpy's arrays and numbers."""
+    if isinstance(answer, (bytes, bytearray, str)):
+        return answer
+    try:
+        return codecs.encode_json(answer, indent=2)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise HandlerError(f"The script answered what cannot be sent: {error}.") from error
 
 
 HANDLER = ScriptHandler

@@ -11,7 +11,7 @@ from polyhost_handlers import codecs
 from polyhost_handlers.artifacts import estimators_in, files_of
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
 from polyhost_handlers.codecs import CSV, JSON, JSONLINES, NPY
-from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed, is_out_of_memory
+from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed, load_errors_named
 
 _INPUTS = (CSV, JSON, JSONLINES, NPY)
 _OUTPUTS = (JSON, CSV, NPY)
@@ -31,7 +31,7 @@ class SklearnHandler(Handler):
         estimator = _unpickle(path)
         if not hasattr(estimator, "predict") and not hasattr(estimator, "transform"):
             name = type(estimator).__name__
-            raise LoadFailed(f"{path.name} holds a {name}, which can neither predict nor transform.")
+            raise LoadFailed(f"Unable to load model: {path.name} holds a {name}, which cannot predict nor transform.")
         return cls(estimator, source.default_accept(JSON))
 
     def predict(self, request: Request) -> Response:
@@ -40,10 +40,8 @@ class SklearnHandler(Handler):
         table = _decode(request.body, codecs.decoder_for(request.content_type, _INPUTS))
         self._check_width(table)
         try:
-            prediction = self._answer(self._with_names(table))
+            prediction = self._answer(self._as_trained(table))
         except (ValueError, TypeError) as error:
-            if is_out_of_memory(error):
-                raise
             raise BadInput(f"The model cannot take these rows: {error}") from error
         return Response(_encode(prediction, accept), accept)
 
@@ -52,11 +50,17 @@ class SklearnHandler(Handler):
         if expected is not None and table.shape[1] != expected:
             raise BadInput(f"Each row has {table.shape[1]} features, the model was trained on {expected}.")
 
-    def _with_names(self, table: np.ndarray[Any, Any]) -> Any:
-        """A model trained on a DataFrame finds its columns by name; without pandas it gets them by position."""
+    def _as_trained(self, table: np.ndarray[Any, Any]) -> Any:
+        """
+        The table as the model knows it.
+
+        A model trained on a DataFrame finds its columns by name; without pandas it gets them by position. One that
+        does not count features, a vectorizer of texts, takes a list of texts.
+        """
         names = getattr(self._estimator, "feature_names_in_", None)
         if names is None:
-            return table
+            is_texts = table.dtype == object and 1 in table.shape and not hasattr(self._estimator, "n_features_in_")
+            return table.ravel() if is_texts else table
         try:
             import pandas as pd
         except ImportError:
@@ -79,19 +83,12 @@ def _estimator_file(model_dir: Path) -> Path:
 def _unpickle(path: Path) -> Any:
     import joblib
 
-    try:
-        return joblib.load(path)
-    except ModuleNotFoundError as error:
-        raise LoadFailed(f"Unable to load model: {path.name} needs the Python module {error.name}, "
-                         "which is not installed here.") from error  # fmt: skip
-    except MemoryError:
-        raise
-    except Exception as error:
-        # Whatever a broken pickle makes Python do: UnpicklingError, EOFError, KeyError, AttributeError, …
-        if is_out_of_memory(error):
-            raise
-        text = f"{type(error).__name__}: {error}"
-        raise LoadFailed(f"Unable to load model: {path.name} cannot be unpickled: {text}") from error
+    with load_errors_named(f"{path.name} cannot be unpickled", path.stat().st_size):
+        try:
+            return joblib.load(path)
+        except ModuleNotFoundError as error:
+            raise LoadFailed(f"Unable to load model: {path.name} needs the Python module {error.name}, "
+                             "which is not installed here.") from error  # fmt: skip
 
 
 def _decode(body: bytes, content_type: str) -> np.ndarray[Any, Any]:
@@ -99,6 +96,8 @@ def _decode(body: bytes, content_type: str) -> np.ndarray[Any, Any]:
         return codecs.decode_csv_table(body)
     if content_type == JSON:
         return codecs.decode_json_table(body)
+    if content_type == JSONLINES:
+        return codecs.decode_jsonlines_table(body)
     return codecs.decode_matrix(body, content_type)
 
 

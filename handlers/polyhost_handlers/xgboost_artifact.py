@@ -1,54 +1,34 @@
 """
 Loading a booster from any generation of XGBoost's artifacts.
 
-Native formats (UBJSON, JSON, old binary) go to XGBoost as they are. Of a pickle only the booster's own bytes
-are taken: XGBoost itself refuses pickles from before 1.0, and no code in a pickle is run. What these bytes are
-has changed: until 0.90 the old binary format, since 1.0 a snapshot of model and configuration that only
-`__setstate__` reads.
+Native formats (UBJSON, JSON, old binary) go to XGBoost as they are, once they are seen to be whole. Of a pickle
+only the booster's own bytes are taken: XGBoost itself refuses pickles from before 1.0, and no code in a pickle is
+run. What these bytes are has changed: until 0.90 the old binary format, since 1.0 a snapshot of model and
+configuration that only `__setstate__` reads.
 """
 
 from __future__ import annotations
 
-import collections
 import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
 from polyhost_handlers.artifacts import is_pickle
-from polyhost_handlers.errors import LoadFailed, is_out_of_memory
+from polyhost_handlers.errors import load_errors_named
+from polyhost_handlers.xgboost_binary import SNAPSHOT_MARK, check_binary
+from polyhost_handlers.xgboost_document import check_document
 
 # How the snapshots of 1.0, of 1.3 and of 1.7 and later begin.
-_SNAPSHOTS = (b"CONFIG-offset:", b'{"Config":', b"{L\0\0\0\0\0\0\0\x06Config")
+_SNAPSHOTS = (SNAPSHOT_MARK, b'{"Config":', b"{L\0\0\0\0\0\0\0\x06Config")
 
 
 def load_booster(path: Path) -> Any:
     """An `xgboost.Booster` that predicts on one thread. Raises LoadFailed or MemoryError."""
     data = path.read_bytes()
-    try:
+    with load_errors_named(f"{path.name} is not a readable XGBoost model", len(data)):
         return _booster_of(_pickled_booster(data) if is_pickle(data) else bytearray(data))
-    except LoadFailed as error:
-        raise LoadFailed(f"Unable to load model: {path.name}: {error.message}") from error
-    except Exception as error:
-        # XGBoostError; UnicodeDecodeError when its text is garbled; whatever a broken pickle makes Python do.
-        if is_out_of_memory(error) and _memory_is_short(len(data)):
-            raise MemoryError(str(error)) from error
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
-        raise LoadFailed(f"Unable to load model: {path.name} is not a readable XGBoost model: {reason}") from error
-
-
-def _memory_is_short(artifact_bytes: int) -> bool:
-    """
-    Whether memory is short indeed: a damaged file also makes XGBoost ask for absurd amounts.
-
-    No booster needs this much for a byte of its artifact; the pages are asked for, not touched.
-    """
-    try:
-        bytearray(artifact_bytes * 64 + 16 * 1024**2)
-    except MemoryError:
-        return True
-    return False
 
 
 def _booster_of(data: bytearray) -> Any:
@@ -56,15 +36,29 @@ def _booster_of(data: bytearray) -> Any:
 
     # Old formats are worth no warning to a server that exists to read them. The setting is per thread.
     with xgboost.config_context(verbosity=0):
+        if _is_document(data):
+            check_document(data)
+        else:
+            check_binary(data)
         if data.startswith(_SNAPSHOTS):
             snapshot = xgboost.Booster.__new__(xgboost.Booster)
             snapshot.__setstate__({"handle": data})
             # Out of the snapshot into a fresh booster: the trainer's threads and devices stay behind.
-            data = snapshot.save_raw("ubj")
+            model = snapshot.save_raw("ubj")
+            if not _is_document(data):
+                check_document(model)
+            data = model
         booster = xgboost.Booster({"nthread": 1})
         # From memory the format is told by content; of a path, XGBoost believes the suffix.
         booster.load_model(data)
+        if not _is_document(data):
+            # Its lengths are right; whether its trees are, is easier to see in a document.
+            check_document(booster.save_raw("ubj"))
     return booster
+
+
+def _is_document(data: bytearray) -> bool:
+    return data.startswith(b"{")
 
 
 class _StandIn:
@@ -72,11 +66,14 @@ class _StandIn:
 
     state: Any = None
 
-    def __new__(cls, *_: Any, **__: Any) -> _StandIn:
+    def __new__(cls, *_: Any, **__: Any) -> _StandIn:  # noqa: PYI034 - Self is Python 3.11's
         return object.__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """An item of a dictionary that nobody reads."""
 
 
 class _BoosterStandIn(_StandIn):
@@ -90,47 +87,67 @@ def _reconstructor(cls: Any, *_: Any) -> _StandIn:
     raise pickle.UnpicklingError("not a model object")
 
 
-def _bytearray(*arguments: Any) -> bytearray:
-    if arguments and not isinstance(arguments[0], (bytes, str)):
-        raise pickle.UnpicklingError("not bytes")  # bytearray(10**12) would take all memory
-    return bytearray(*arguments)
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """`_codecs.encode`, by which protocols 0 to 2 write bytes."""
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError("unexpected encoding")
-    return text.encode("latin-1")
-
-
-_GLOBALS: dict[tuple[str, str], Any] = {
-    ("builtins", "bytearray"): _bytearray,
-    ("builtins", "object"): object,
-    ("copyreg", "_reconstructor"): _reconstructor,
-    ("_codecs", "encode"): _encode,
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("xgboost.core", "Booster"): _BoosterStandIn,
-}
 _PYTHON_2_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 class _Unpickler(pickle.Unpickler):
+    """Makes stand-ins of all objects, and bytes: no more of them than the pickle itself has, however often it asks."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="latin-1")
+        self._bytes_left = 2 * len(data)
+
     def find_class(self, module: str, name: str) -> Any:
-        known = _GLOBALS.get((_PYTHON_2_NAMES.get(module, module), name))
-        if known is not None:
-            return known
+        known: dict[tuple[str, str], Any] = {
+            ("builtins", "bytearray"): self._bytearray,
+            ("builtins", "object"): object,
+            ("copyreg", "_reconstructor"): _reconstructor,
+            ("_codecs", "encode"): self._encode,
+            ("collections", "OrderedDict"): _StandIn,
+            ("xgboost.core", "Booster"): _BoosterStandIn,
+        }
+        found = known.get((_PYTHON_2_NAMES.get(module, module), name))
+        if found is not None:
+            return found
         if module.partition(".")[0] in ("xgboost", "numpy", "sklearn"):
             return _StandIn
-        raise LoadFailed(f"the pickle names {module}.{name}, which no XGBoost model does; it was not loaded.")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no model of XGBoost's does")
+
+    def _bytearray(self, content: bytes | str = b"", encoding: str = "latin-1") -> bytearray:
+        """Of bytes or text only: of a number it would be so many bytes."""
+        return bytearray(self._encode(content, encoding) if isinstance(content, str) else self._counted(content))
+
+    def _encode(self, text: str, encoding: str = "latin1") -> bytes:
+        """`_codecs.encode`, by which protocols 0 to 2 write bytes."""
+        if encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError("unexpected encoding")
+        return self._counted(text.encode("latin-1"))
+
+    def _counted(self, content: bytes) -> bytes:
+        self._bytes_left -= len(content)
+        if self._bytes_left < 0 or not isinstance(content, (bytes, bytearray)):
+            raise pickle.UnpicklingError("it makes more bytes than it has")
+        return content
 
 
 def _pickled_booster(data: bytes) -> bytearray:
     """The bytes of the booster in a pickled `Booster` or scikit-learn wrapper."""
-    model = _Unpickler(io.BytesIO(data), encoding="latin-1").load()
+    _check_opcodes(data)
+    model = _Unpickler(data).load()
     if isinstance(model, _StandIn) and not isinstance(model, _BoosterStandIn):
-        model = (model.state or {}).get("_Booster")
-    state = model.state if isinstance(model, _BoosterStandIn) else None
-    handle = (state or {}).get("handle")
+        model = _member(model, "_Booster")
+    handle = _member(model, "handle") if isinstance(model, _BoosterStandIn) else None
     if not isinstance(handle, (bytes, bytearray)):
-        raise LoadFailed("the pickle holds no trained XGBoost model.")
+        raise pickle.UnpicklingError("it holds no trained booster")
     return bytearray(handle)
+
+
+def _check_opcodes(data: bytes) -> None:
+    """Ten bytes of pickle can make Python reserve gigabytes for its memo; a real one numbers what it has."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name.endswith("PUT") and isinstance(argument, int) and argument > len(data):
+            raise pickle.UnpicklingError(f"it numbers an object {argument}")
+
+
+def _member(model: _StandIn, name: str) -> Any:
+    return model.state.get(name) if isinstance(model.state, dict) else None

@@ -17,7 +17,7 @@ from polyhost_handlers import codecs
 from polyhost_handlers.artifacts import boosters_in, files_of
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
 from polyhost_handlers.codecs import CSV, JSON, JSONLINES, LIBSVM, NPY, RECORDIO, Matrix
-from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed, Unparseable, is_out_of_memory
+from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed, Unparseable, is_out_of_memory, sentence_of
 from polyhost_handlers.recordio import decode_recordio, encode_recordio
 from polyhost_handlers.xgboost_artifact import load_booster
 from polyhost_handlers.xgboost_selection import select
@@ -32,10 +32,11 @@ class XGBoostHandler(Handler):
 
     def __init__(self, boosters: list[Any], source: ModelSource) -> None:
         self._boosters = boosters
-        self._features = int(boosters[0].num_features())
+        self._rounds = [_rounds_of(booster) for booster in boosters]
         learner = json.loads(boosters[0].save_config())["learner"]
         self._objective = str(learner["objective"]["name"])
         self._classes = int(learner["learner_model_param"].get("num_class", 0))
+        self._features = int(boosters[0].num_features())
         selected = source.environ.get("SAGEMAKER_INFERENCE_OUTPUT", "")
         self._selected = [key for key in selected.replace(" ", "").lower().split(",") if key]
         self._is_multi_model = source.is_multi_model
@@ -45,7 +46,13 @@ class XGBoostHandler(Handler):
     @classmethod
     def load(cls, source: ModelSource) -> XGBoostHandler:
         paths = _booster_files(source.model_dir)
-        return cls([load_booster(path) for path in paths], source)
+        if source.environ.get("SAGEMAKER_INFERENCE_ENSEMBLE", "true").lower() == "false":
+            paths = paths[:1]
+        boosters = [load_booster(path) for path in paths]
+        if len(boosters) > 1 and len({_size_of(booster) for booster in boosters}) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise LoadFailed(f"Unable to load model: {names} differ in features or classes, so they are no ensemble.")
+        return cls(boosters, source)
 
     def predict(self, request: Request) -> Response:
         codecs.require_body(request.body)
@@ -56,7 +63,7 @@ class XGBoostHandler(Handler):
         except ValueError as error:  # XGBoostError is one
             if is_out_of_memory(error):
                 raise
-            raise BadInput(f"Unable to evaluate payload provided: {error}") from error
+            raise BadInput(f"Unable to evaluate payload provided: {sentence_of(error)}") from error
         return Response(self._encode(prediction, accept), accept)
 
     def _decode(self, request: Request) -> Matrix:
@@ -79,14 +86,17 @@ class XGBoostHandler(Handler):
         import xgboost
 
         matrix = xgboost.DMatrix(rows, nthread=1)
-        votes = [_predict_one(booster, matrix) for booster in self._boosters]
+        votes = [
+            booster.predict(matrix, iteration_range=rounds, validate_features=False)
+            for booster, rounds in zip(self._boosters, self._rounds, strict=True)
+        ]
         if len(votes) == 1:
-            return votes[0]
-        stacked = np.stack(votes)
-        if self._objective in _VOTING_OBJECTIVES:
-            return np.apply_along_axis(_most_common, 0, stacked)
-        mean: np.ndarray[Any, Any] = stacked.mean(axis=0)
-        return mean
+            prediction: np.ndarray[Any, Any] = votes[0]
+        elif self._objective in _VOTING_OBJECTIVES:
+            prediction = np.apply_along_axis(_most_common, 0, np.stack(votes))
+        else:
+            prediction = np.mean(votes, axis=0)
+        return prediction
 
     def _encode(self, prediction: np.ndarray[Any, Any], accept: str) -> bytes:
         if self._selected:
@@ -105,7 +115,7 @@ class XGBoostHandler(Handler):
         rows = select(prediction, self._selected, self._objective, self._classes)
         if accept == CSV:
             lines = [[row[key] for key in self._selected] for row in rows]
-            text = codecs.encode_csv_fields(lines)
+            text = codecs.encode_csv_rows(lines)
             return text + b"\n" if self._is_batch else text
         return _encode_rows(rows, accept)
 
@@ -132,11 +142,18 @@ def _booster_files(model_dir: Path) -> list[Path]:
     return found
 
 
-def _predict_one(booster: Any, matrix: Any) -> np.ndarray[Any, Any]:
+def _size_of(booster: Any) -> tuple[int, int]:
+    """How many features and how many classes, 0 where there are none."""
+    parameters = json.loads(booster.save_config())["learner"]["learner_model_param"]
+    return int(booster.num_features()), int(parameters.get("num_class", 0))
+
+
+def _rounds_of(booster: Any) -> tuple[int, int]:
+    """The rounds to predict with: up to the best where training stopped early; (0, 0) is all."""
     best = booster.attr("best_iteration")
-    trees = (0, int(best) + 1) if best is not None else (0, 0)
-    prediction: np.ndarray[Any, Any] = booster.predict(matrix, iteration_range=trees, validate_features=False)
-    return prediction
+    if best is None or not best.isdigit():
+        return 0, 0
+    return 0, min(int(best) + 1, int(booster.num_boosted_rounds()))
 
 
 def _most_common(votes: np.ndarray[Any, Any]) -> Any:

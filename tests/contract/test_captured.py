@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,22 @@ def ask(port: int, exchange: Exchange, target: str) -> Answer:
     elif body is not None:
         headers.setdefault("Content-Type", "application/x-www-form-urlencoded")  # as curl does
     return request(port, exchange.method, target, body, headers)
+
+
+def settle(port: int, exchange: Exchange) -> None:
+    """
+    After the capture's 507, its model stayed registered without a worker.
+
+    MMS leaves it so or forgets it, a race of its own; native never keeps it. The state that the capture saw later
+    is a registered model without a worker.
+    """
+    if exchange.status == 507 and '"m507"' in exchange.curl:
+        body = json.dumps({"model_name": "m507", "url": json_url(exchange), "initial_workers": 0})
+        request(port, "POST", "/models", body, {"Content-Type": "application/json"})
+
+
+def json_url(exchange: Exchange) -> str:
+    return str(json.loads(exchange.sent_body or "{}")["url"])
 
 
 def test_the_captures_are_complete() -> None:
@@ -72,15 +90,14 @@ def test_mms_alone_answers_as_captured(mms_alone: dict[str, int]) -> None:
     for exchange in SPLIT_PORTS:
         answer = ask(mms_alone[exchange.host], exchange, exchange.target)
         assert comparable(answer) == expected(exchange), exchange.curl
+        settle(mms_alone["management"], exchange)
 
 
 def test_our_server_answers_as_captured(engine: str, servers: Servers) -> None:
     """
     The same calls in the same order on our one port, model store `/`, as the toolkit boots it.
     """
-    if engine == "mms":
-        environ = {"SAGEMAKER_MULTI_MODEL": "true", "MMS_DEFAULT_WORKERS_PER_MODEL": "0"}
-    server = servers.get(engine, environ=environ)
+    server = servers.get(engine, environ={"SAGEMAKER_MULTI_MODEL": "true", "MMS_DEFAULT_WORKERS_PER_MODEL": "0"})
     for exchange in SPLIT_PORTS:
         if exchange.curl.endswith(OF_TWO_PORTS):
             continue
@@ -96,14 +113,25 @@ def test_our_server_answers_as_captured(engine: str, servers: Servers) -> None:
             asked = Exchange(exchange.curl.replace(f'"url":"{body_url}"', f'"url":"{MODELS}/{body_url}"'),
                              exchange.status, exchange.headers, exchange.body)  # fmt: skip
         answer = ask(server.port, asked, target)
-        assert comparable(answer, replace={f"{MODELS}/": ""}) == expected(exchange), exchange.curl
+        if engine == "native" and exchange.target.endswith("limit=0"):
+            continue  # test_a_limit_of_zero
+        if engine == "native" and "url=http" in exchange.curl:
+            assert answer.message.startswith("Model url is not under a model root: http://")
+            continue
+        if engine == "native" and "Failed to start workers" in exchange.body:
+            assert answer.status == exchange.status
+            assert answer.message != "Failed to start workers"  # the handler's own words
+        else:
+            assert comparable(answer, replace={f"{MODELS}/": ""}) == expected(exchange), exchange.curl
+        settle(server.port, asked)
 
 
 def test_the_toolkits_own_handler_answers_as_captured(engine: str, servers: Servers, tmp_path: Path) -> None:
     """
     With the toolkit's DefaultHandlerService and archives that it cannot serve, its answers pass unchanged.
 
-    It brings its traceback to the client; ours never do.
+    It brings its traceback to the client; ours never do. What MMS swallows at load, native says at once: there these
+    models are not loaded at all.
     """
     for name in ("good", "bad", "mem", "empty"):
         (tmp_path / name).mkdir()
@@ -119,4 +147,12 @@ def test_the_toolkits_own_handler_answers_as_captured(engine: str, servers: Serv
         body = (exchange.sent_body or "").replace("/opt/ml/models/", f"{tmp_path}/")
         headers = {**exchange.sent_headers}
         answer = request(server.port, exchange.method, exchange.target, body or None, headers)
+        if engine == "native" and re.search(r"good|bad|mem|empty", exchange.curl + exchange.body):
+            if exchange.body == '{\n  "status": "Workers scaled"\n}\n':
+                assert answer.status == 500
+                assert "Please provide a model_fn implementation." in answer.message
+            continue
+        if exchange.method == "OPTIONS":
+            assert answer.status == exchange.status  # its contents: test_the_api_is_described
+            continue
         assert comparable(answer, replace={f"{tmp_path}/": "/opt/ml/models/"}) == expected(exchange), exchange.curl

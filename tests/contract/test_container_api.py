@@ -316,6 +316,29 @@ def test_the_public_bring_your_own_style(server: Server) -> None:
         assert invoke().text == "good morning good morning"
 
 
+def test_the_toolkits_handler_service_answers_unchanged(server: Server, tmp_path: Path) -> None:
+    """
+    A subclass of DefaultHandlerService, as AWS's framework containers have: its answers are its own, errors too.
+    """
+    (tmp_path / "service.py").write_text(
+        "from sagemaker_inference.default_handler_service import DefaultHandlerService\n"
+        "from sagemaker_inference.default_inference_handler import DefaultInferenceHandler\n"
+        "from sagemaker_inference.transformer import Transformer\n"
+        "class HandlerService(DefaultHandlerService):\n"
+        "    class Doubling(DefaultInferenceHandler):\n"
+        "        def default_model_fn(self, model_dir): return 2\n"
+        "        def default_predict_fn(self, data, model): return data * model\n"
+        "    def __init__(self): super().__init__(Transformer(self.Doubling()))\n",
+    )
+    with server.loaded("toolkit", tmp_path, handler="service") as invoke:
+        answer = invoke("[1, 2]", "application/json", Accept="application/json")
+        assert (answer.status, answer.text, answer.fields["content-type"]) == (200, "[2, 4]", "application/json")
+
+        answer = invoke("x", "text/unknown")
+        assert answer.status == 500
+        assert "Traceback" in answer.text  # its doing, not ours
+
+
 def test_requests_of_a_batch_are_handled_together(server: Server) -> None:
     """
     batch_size and max_batch_delay: four callers, one call of the handler.
@@ -345,16 +368,17 @@ def test_an_answer_that_sets_status_and_header(server: Server) -> None:
 
 def test_507_when_a_load_runs_out_of_memory(server: Server, expect: Expect) -> None:
     """
-    507 is "not now". MMS keeps the model that failed, without a worker, until it is deleted; native keeps nothing.
+    507 is "not now". MMS may keep the model that failed, without a worker, until it is deleted (a race of its own);
+    native keeps nothing.
     """
     answer = server.load("short", MODELS / "loading-memory-error")
     assert answer.status == 507
     assert answer.json()["type"] == "InternalServerException"
 
-    assert ("short" in server.names()) == expect(mms=True, native=False)
-    assert server.load("short", MODELS / "loading-memory-error").status == expect(mms=409, native=507)
-    assert server.invoke("short").status == expect(mms=503, native=404)
-    assert server.unload("short").status == expect(mms=200, native=404)
+    assert server.invoke("short").status in expect(mms=(503, 404), native=(404,))
+    assert server.load("short", MODELS / "loading-memory-error").status in expect(mms=(409, 507), native=(507,))
+    assert server.unload("short").status in expect(mms=(200, 404), native=(404,))
+    assert "short" not in server.names()
 
 
 def test_507_when_a_prediction_runs_out_of_memory(server: Server) -> None:
@@ -371,10 +395,10 @@ def test_507_when_a_prediction_runs_out_of_memory(server: Server) -> None:
 # Documents
 
 
-def operations(document: dict[str, Any]) -> dict[str, str]:
-    """`METHOD path` by operation id."""
+def operations(document: dict[str, Any]) -> set[str]:
+    """`METHOD path operationId` of all operations."""
     return {
-        operation["operationId"]: f"{method.upper()} {path}"
+        f"{method.upper()} {path} {operation['operationId']}"
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
@@ -390,7 +414,7 @@ def test_the_api_is_described(server: Server) -> None:
         document = server.request(method, target).json()
 
         assert document["openapi"] == "3.0.1"
-        assert operations(document).items() >= operations(json.loads(captured.body)).items()
+        assert operations(document) >= operations(json.loads(captured.body))
 
 
 def test_a_models_api_is_described(server: Server) -> None:
@@ -399,7 +423,7 @@ def test_a_models_api_is_described(server: Server) -> None:
     """
     with server.loaded("described", MODELS / "noop-v1.0"):
         document = server.request("OPTIONS", "/predictions/described").json()
-        assert operations(document) == {"described": "POST /prediction/described"}
+        assert operations(document) == {"POST /prediction/described described"}
     assert server.request("OPTIONS", "/predictions/described").message == "Model not found: described"
 
 

@@ -32,7 +32,7 @@ def own(engine: str, servers: Servers) -> Iterator[Server]:
         assert server.load("noop", MODELS / "noop-v1.0").status == 200
         yield server
     finally:
-        server.process.kill_tree()
+        server.kill()
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -54,7 +54,7 @@ def test_a_stop_signal_ends_every_process(own: Server, number: int) -> None:
     Java and its Python workers end too, within five seconds, exit code 0, nothing left in the temporary folder.
     """
     processes = own.descendants()
-    assert any("model_service_worker.py" in " ".join(process.cmdline()) for process in processes)
+    assert len(processes) >= 3
     own.process.send(number)
 
     assert own.process.wait(5) == 0
@@ -62,14 +62,15 @@ def test_a_stop_signal_ends_every_process(own: Server, number: int) -> None:
     assert list(own.temp.glob("polyhost-*")) == []
 
 
-def test_workers_end_when_their_model_is_unloaded(own: Server) -> None:
+def test_workers_end_when_their_model_is_unloaded(own: Server, samples_folder: Path) -> None:
     """
     DELETE gives the processes back, and no zombie stays.
     """
+    assert own.load("houston", samples_folder / "houston").status == 200  # the workers that models share are there
     before = {process.pid for process in own.descendants()}
     assert own.load("second", MODELS / "noop-v1.0").status == 200
     workers = [process for process in own.descendants() if process.pid not in before]
-    assert len(workers) == 2
+    assert workers
     assert own.unload("second").status == 200
 
     assert gone(workers)
@@ -77,10 +78,12 @@ def test_workers_end_when_their_model_is_unloaded(own: Server) -> None:
 
 
 @pytest.mark.parametrize("victim", ["polyhost serve", "mms_boot"])
-def test_a_killed_process_takes_all_others_along(own: Server, victim: str) -> None:
+def test_a_killed_process_takes_all_others_along(own: Server, engine: str, victim: str) -> None:
     """
     kill -9 of either of our two processes leaves none of the tree.
     """
+    if engine == "native" and victim == "mms_boot":
+        pytest.skip("one process of ours is all there is")
     processes = own.descendants()
     pid = own.process.pid
     if victim == "mms_boot":
@@ -91,10 +94,12 @@ def test_a_killed_process_takes_all_others_along(own: Server, victim: str) -> No
     assert gone(processes)
 
 
-def test_the_server_ends_when_mms_dies(own: Server) -> None:
+def test_the_server_ends_when_mms_dies(own: Server, engine: str) -> None:
     """
     A server without its engine must not linger: the platform starts another.
     """
+    if engine != "mms":
+        pytest.skip("there is no Java to die")
     processes = own.descendants()
     (java,) = (process for process in processes if process.name() == "java")
     java.kill()
@@ -303,7 +308,7 @@ def test_a_port_that_is_taken(engine: str) -> None:
     [
         (["--port", "0"], "--port: '0' is not a port"),
         (["--port", "40000"], "the engine mms takes ports up to 32766"),
-        (["--engine", "magic"], "--engine: 'magic' is none of mms"),
+        (["--engine", "magic"], "--engine: 'magic' is none of mms, native"),
         (["--memory-budget", "much"], "--memory-budget: 'much' is not a size: write for example 800MiB or 4GiB"),
         (["--workers-per-model", "0"], "--workers-per-model: '0' is not a number of at least 1"),
         (["--handler", "a b"], "--handler: 'a b' is not a handler"),
@@ -348,6 +353,8 @@ def test_an_mms_that_cannot_start_is_told_soon(engine: str, tmp_path: Path) -> N
     """
     When Java gives up the server does, with Java's own words in the log.
     """
+    if engine != "mms":
+        pytest.skip("there is no Java to give up")
     environ = {**MULTI_MODEL, "SAGEMAKER_MODEL_SERVER_VMARGS": "-XX:NoSuchFlag", "TMPDIR": str(tmp_path)}
     result = start_in_vain("--engine", engine, "--port", str(free_port()), **environ)
 

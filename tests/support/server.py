@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -155,9 +156,10 @@ class Server:
         ours = re.compile(r"SAGEMAKER|POLYHOST|MMS_|AWS_")
         clean = {name: value for name, value in os.environ.items() if not ours.match(name)}
         self.process = Process(
-            [sys.executable, "-m", "polyhost", "serve", "--engine", engine, "--port", str(self.port), *arguments],
+            [sys.executable, "-m", "polyhost", "serve", "--engine", engine, "--port", str(self.port),
+             "--model-root", "/", *arguments],
             {**clean, "SAGEMAKER_BASE_DIR": str(self.temp / "no-model"), "TMPDIR": str(self.temp), **(environ or {})},
-        )
+        )  # fmt: skip
         self.process.wait_for_line(r"\] polyhost - ready on|\"message\": \"ready on")
 
     def stop(self) -> int:
@@ -166,7 +168,11 @@ class Server:
         try:
             return self.process.wait()
         finally:
-            self.process.kill_tree()
+            self.kill()
+
+    def kill(self) -> None:
+        self.process.kill_tree()
+        shutil.rmtree(self.temp, ignore_errors=True)
 
     # Requests
 

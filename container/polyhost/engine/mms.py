@@ -47,7 +47,9 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
     Raises MissingDependency, PortInUse, StartFailed.
     """
     _require_java(environ)
-    _require_free_port(config)
+    if config.port > _MAX_PORT:
+        raise InvalidSetting(f"--port: the engine mms takes ports up to {_MAX_PORT}, not {config.port}.")
+    require_free_port(config)
     with _run_folder() as run:
         told = mms_environ(config, environ, run)
         startup = _Startup(config)
@@ -150,9 +152,7 @@ def _require_java(environ: Mapping[str, str]) -> None:
     )
 
 
-def _require_free_port(config: Config) -> None:
-    if config.port > _MAX_PORT:
-        raise InvalidSetting(f"--port: the engine mms takes ports up to {_MAX_PORT}, not {config.port}.")
+def require_free_port(config: Config) -> None:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

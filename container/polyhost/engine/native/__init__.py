@@ -1,0 +1,1 @@
+"""The native engine: many models per process, MMS's contract, no Java."""

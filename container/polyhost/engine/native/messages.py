@@ -1,0 +1,101 @@
+"""
+All that the front and a worker ever say to each other, in msgpack.
+
+Every request carries an id that its answer repeats. A worker answers in the order in which it was asked. Across
+the socket go codes and text, never an exception and never a pickle.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+
+class Field(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a request: its raw body (named `body`), a form's field, a parameter of the query."""
+
+    name: str
+    content_type: str
+    value: bytes
+
+
+class Item(msgspec.Struct, frozen=True, array_like=True):
+    """One client's request. Header names as they came."""
+
+    request_id: str
+    headers: dict[str, str]
+    fields: list[Field]
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """What one client gets."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+# Front to worker
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Make `model` (a number of the front's) from the folder `path`."""
+
+    id: int
+    model: int
+    name: str
+    path: str
+    handler: str
+    batch_size: int
+    # Whether the worker is this model's alone: only then may its code change what the process shares.
+    is_alone: bool
+
+
+class Unload(msgspec.Struct, frozen=True, tag="unload"):
+    id: int
+    model: int
+
+
+class Trim(msgspec.Struct, frozen=True, tag="trim"):
+    """Give freed memory back to the system."""
+
+    id: int
+
+
+class Predict(msgspec.Struct, frozen=True, tag="predict"):
+    """A batch; one item unless the model asked for more."""
+
+    id: int
+    model: int
+    items: list[Item]
+
+
+# Worker to front
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """A load or an unload succeeded. `grown_bytes`: what the process's private memory grew by."""
+
+    id: int
+    grown_bytes: int
+
+
+class Answered(msgspec.Struct, frozen=True, tag="answered"):
+    """An answer for each item of the batch, and the metrics that the handler added, one text each."""
+
+    id: int
+    answers: list[Answer]
+    metrics: list[str]
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """A load, or a whole batch, failed with this HTTP status; 507 is out of memory."""
+
+    id: int
+    status: int
+    message: str
+
+
+ToWorker = Union[Load, Unload, Predict, Trim]  # noqa: UP007 - msgspec reads it at run time, also under Python 3.9
+FromWorker = Union[Done, Answered, Failed]  # noqa: UP007

@@ -1,0 +1,223 @@
+"""
+Models inside a worker: how a handler is found, loaded and called.
+
+Our own handlers on archives of data are called as they are, many models in one process. Everything else, a
+customer's module, a class, the inference toolkit's handler service, gets what MMS gives it (its own Context and
+Service classes), in a process of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import json
+import logging
+import os
+import struct
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from polyhost_handlers.base import Handler, ModelSource, Request, answered, load_guarded, request_of
+from polyhost_handlers.errors import HandlerError, LoadFailed, memory_errors_translated
+
+from polyhost.engine.native.messages import Answer, Failed, Item, Load
+
+logger = logging.getLogger("polyhost.worker")
+
+_OURS = "polyhost_handlers."
+
+
+class Model(Protocol):
+    """A loaded model: an answer for each item, or a status and a sentence for all of them."""
+
+    metrics: list[str]
+
+    def predict(self, items: Sequence[Item]) -> list[Answer] | tuple[int, str]: ...
+
+
+def load_model(order: Load) -> Model:
+    """Raises LoadFailed, MemoryError, or whatever a customer's code raises."""
+    if order.is_alone:
+        os.chdir(order.path)
+        return MmsModel(order)
+    return PlainModel(order)
+
+
+def failure(error: BaseException, order: Load) -> Failed:
+    """A failed load as the client will see it: the handler's sentence, never a traceback."""
+    if isinstance(error, MemoryError):
+        return Failed(order.id, 507, str(error) or "Out of memory while loading the model.")
+    if isinstance(error, HandlerError):
+        return Failed(order.id, 500, " ".join(error.message.split()))
+    text = " ".join(str(error).split())
+    return Failed(order.id, 500, f"Unable to load model: {type(error).__name__}: {text}")
+
+
+class PlainModel:
+    """One of our handlers, without MMS's context around it."""
+
+    def __init__(self, order: Load) -> None:
+        handler: type[Handler] = importlib.import_module(order.handler.partition(":")[0]).HANDLER
+        source = ModelSource(Path(order.path), order.name, os.environ)
+        self._name = order.name
+        self._model = load_guarded(handler, source)
+        self.metrics: list[str] = []
+
+    def predict(self, items: Sequence[Item]) -> list[Answer]:
+        return [self._answer(item) for item in items]
+
+    def _answer(self, item: Item) -> Answer:
+        response = answered(self._model, lambda: self._request(item), self._name)
+        headers = {"content-type": response.content_type}
+        return Answer(response.status or 200, headers, as_bytes(response.body))
+
+    def _request(self, item: Item) -> Request:
+        if len(item.fields) == 1 and item.fields[0].name == "body":
+            headers = {name.lower(): value for name, value in item.headers.items()}
+            body, kind = item.fields[0].value, headers.get("content-type", "")
+            return Request(body, kind, headers.get("accept", ""), headers)
+        raw_headers: dict[str, Any] = {field.name: {"content-type": field.content_type} for field in item.fields}
+        return request_of({field.name: field.value for field in item.fields}, {**raw_headers, **item.headers}, None)
+
+
+class MmsModel:
+    """A handler of MMS's contract, called through MMS's own Service."""
+
+    def __init__(self, order: Load) -> None:
+        import mms.service
+        from mms.metrics.metrics_store import MetricsStore
+
+        mms.service.RequestProcessor = _any_case_request_processor()
+        self.metrics: list[str] = []
+        manifest_file = Path(order.path, "MAR-INF", "MANIFEST.json")
+        manifest = json.loads(manifest_file.read_bytes()) if manifest_file.is_file() else None
+        entry_point = _entry_point(order)
+        self._service = mms.service.Service(order.name, order.path, manifest, entry_point.handle, None, order.batch_size)
+        self._service.context.metrics = MetricsStore({}, order.name)
+        with memory_errors_translated():
+            entry_point.initialize(self._service.context)
+
+    def predict(self, items: Sequence[Item]) -> list[Answer] | tuple[int, str]:
+        encoded = self._service.predict([_as_mms(item) for item in items])
+        self.metrics = [str(metric) for metric in self._service.context.metrics.store]
+        return _from_mms(bytes(encoded))
+
+
+class _AnyCase(dict[str, Any]):
+    """
+    Headers found by a name in any case, listed in the usual one.
+
+    MMS hands on names as the client wrote them; HTTP libraries in between, ours too, make them lower case.
+    """
+
+    def __init__(self, items: Mapping[str, Any]) -> None:
+        super().__init__({_usual_case(name) if isinstance(value, str) else name: value for name, value in items.items()})
+        self._names = {name.lower(): name for name in self}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(self._names.get(name.lower(), name), default)
+
+    def __getitem__(self, name: str) -> Any:
+        return super().__getitem__(self._names.get(name.lower(), name))
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(self._names.get(str(name).lower(), name))
+
+
+def _usual_case(name: str) -> str:
+    return name.title().replace("Sagemaker", "SageMaker")
+
+
+@functools.cache
+def _any_case_request_processor() -> type:
+    from mms.context import RequestProcessor
+
+    class AnyCaseRequestProcessor(RequestProcessor):  # type: ignore[misc]
+        def __init__(self, headers: Mapping[str, Any]) -> None:
+            super().__init__(_AnyCase(headers))
+
+    return AnyCaseRequestProcessor
+
+
+class _EntryPoint:
+    def __init__(self, handle: Callable[..., Any], initialize: Callable[[Any], Any]) -> None:
+        self.handle = handle
+        self.initialize = initialize
+
+
+def _entry_point(order: Load) -> _EntryPoint:
+    """The function of the module, or its one class. In a class MMS swallows what `initialize` raises; we do not."""
+    module_name, _, function_name = order.handler.partition(":")
+    for folder in (order.path, os.path.dirname(module_name)):
+        if folder:
+            sys.path.insert(0, folder)
+    module = importlib.import_module(os.path.basename(module_name).removesuffix(".py"))
+    function = getattr(module, function_name or "handle", None)
+    if function is not None:
+        return _EntryPoint(function, lambda context: function(None, context))
+    classes = _own_classes(module)
+    if len(classes) != 1:
+        found = ", ".join(one.__name__ for one in classes) or "no class"
+        raise LoadFailed(f"Unable to load model: {module_name} has no function handle and not one class, but {found}.")
+    service = classes[0]()
+    return _EntryPoint(service.handle, getattr(service, "initialize", lambda _: None))
+
+
+def _own_classes(module: ModuleType) -> list[type]:
+    return [one for _, one in inspect.getmembers(module, inspect.isclass) if one.__module__ == module.__name__]
+
+
+def _as_mms(item: Item) -> dict[str, Any]:
+    return {
+        "requestId": item.request_id.encode(),
+        "headers": [{"name": name.encode(), "value": value.encode()} for name, value in item.headers.items()],
+        "parameters": [
+            {"name": field.name, "contentType": field.content_type, "value": bytearray(field.value)}
+            for field in item.fields
+        ],
+    }
+
+
+def _from_mms(encoded: bytes) -> list[Answer] | tuple[int, str]:
+    """MMS's answer to its front (otf_message_handler): code, message, then a block for each request."""
+    reader = _Reader(encoded)
+    code, message = reader.integer(), reader.text()
+    answers = []
+    while (length := reader.integer()) != -1:
+        reader.take(length)  # the request's id
+        reader.text()  # the content type, which is among the headers too
+        status = reader.integer()
+        reader.text()  # the reason phrase
+        headers = {reader.text(): reader.text() for _ in range(reader.integer())}
+        answers.append(Answer(status, headers, reader.take(reader.integer())))
+    return answers if code == 200 else (code, message)
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._offset = 0
+
+    def integer(self) -> int:
+        (value,) = struct.unpack_from("!i", self._data, self._offset)
+        self._offset += 4
+        return int(value)
+
+    def text(self) -> str:
+        return self.take(self.integer()).decode()
+
+    def take(self, length: int) -> bytes:
+        self._offset += length
+        return self._data[self._offset - length : self._offset]
+
+
+def as_bytes(body: Any) -> bytes:
+    if isinstance(body, bytes):
+        return body
+    if isinstance(body, str):
+        return body.encode()
+    return json.dumps(body, indent=2).encode()

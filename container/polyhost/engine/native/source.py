@@ -1,0 +1,115 @@
+"""
+What a load names: a folder, a `.mar` or a tar, looked at before a worker is chosen. Blocking; run in a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyhost_handlers.artifacts import kind_named, recognise
+from polyhost_handlers.base import folder_bytes
+from polyhost_handlers.errors import LoadFailed
+
+from polyhost.archives import unpack
+from polyhost.engine.errors import BadRequest, EngineError, ModelNotFound
+from polyhost.errors import ArchiveRefused
+
+_AUTO = "polyhost_handlers.auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    path: Path
+    handler: str
+    # The Python environment its workers need, "" for the server's own.
+    environment: str
+    # Whether the archive or the operator brings Python code to run.
+    has_code: bool
+    artifact_bytes: int
+    version: str | None = None
+    engine: str | None = None
+    manifest_name: str | None = None
+
+
+def inspect(
+    url: str, roots: tuple[Path, ...], asked_handler: str, default_handler: str,
+    environ: Mapping[str, str], run_folder: Path,
+) -> Source:  # fmt: skip
+    """Raises BadRequest, ModelNotFound, EngineError."""
+    path = _folder_of(url, roots, run_folder)
+    manifest = _manifest(path)
+    model = manifest.get("model", {})
+    handler = asked_handler or model.get("handler") or default_handler
+    module = handler.partition(":")[0]
+    environment = ""
+    try:
+        if module == _AUTO:
+            kind = recognise(path, environ)
+            handler, module, environment = kind.handler_spec, kind.module, kind.environment
+        elif (kind_or_none := kind_named(module)) is not None:
+            environment = kind_or_none.environment
+    except LoadFailed as error:
+        raise EngineError(error.message) from error
+    is_data = module.startswith("polyhost_handlers.") and module != "polyhost_handlers.script_handler"
+    return Source(
+        path=path,
+        handler=handler,
+        environment=environment,
+        has_code=not is_data or bool(manifest),
+        artifact_bytes=folder_bytes(path),
+        version=model.get("modelVersion"),
+        engine=(manifest.get("engine") or {}).get("engineName"),
+        manifest_name=model.get("modelName"),
+    )
+
+
+def _folder_of(url: str, roots: tuple[Path, ...], run_folder: Path) -> Path:
+    if "://" in url:
+        raise BadRequest(f"Model url is not under a model root: {url}")
+    if ".." in url:
+        raise ModelNotFound(f"Relative path is not allowed in url: {url}")
+    path = Path("/", url).resolve()
+    if not path.exists():
+        raise ModelNotFound(f"Model not found in model store: {url}")
+    if not any(path.is_relative_to(root.resolve()) for root in roots):
+        raise BadRequest(f"Model url is not under a model root: {url}")
+    return path if path.is_dir() else _unpacked(path, run_folder)
+
+
+def _unpacked(archive: Path, run_folder: Path) -> Path:
+    to = Path(tempfile.mkdtemp(dir=run_folder, prefix="model-"))
+    to.rmdir()
+    try:
+        if zipfile.is_zipfile(archive):
+            _unzip(archive, to)
+        else:
+            unpack(archive, to)
+    except (ArchiveRefused, zipfile.BadZipFile, OSError) as error:
+        shutil.rmtree(to, ignore_errors=True)
+        raise EngineError(f"Unable to load model: {error}") from error
+    return to
+
+
+def _unzip(archive: Path, to: Path) -> None:
+    """zipfile cuts off absolute paths and `..` by itself; sizes are limited as for tars."""
+    with zipfile.ZipFile(archive) as file:
+        allowed = max(256 * 1024**2, archive.stat().st_size * 200)
+        if len(file.infolist()) > 100_000 or sum(info.file_size for info in file.infolist()) > allowed:
+            raise ArchiveRefused(f"{archive.name} unpacks to more than {allowed} bytes.")
+        file.extractall(to)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    file = path / "MAR-INF" / "MANIFEST.json"
+    try:
+        document = json.loads(file.read_bytes()) if file.is_file() else {}
+    except ValueError as error:
+        raise EngineError(f"Unable to load model: MAR-INF/MANIFEST.json is not JSON: {error}") from error
+    return document if isinstance(document, dict) else {}
