@@ -32,8 +32,12 @@ TRY = (
 def main() -> int:
     if "--port" not in sys.argv and not {"POLYHOST_PORT", "SAGEMAKER_BIND_TO_PORT"} & set(os.environ):
         sys.argv += ["--port", "8080"]
-    config = Config.build({"port": [sys.argv[sys.argv.index("--port") + 1]] if "--port" in sys.argv else None}, os.environ)
-    server = subprocess.Popen([sys.executable, "-m", "polyhost", "serve", *sys.argv[1:]], stdout=subprocess.PIPE, text=True)
+    config = Config.build(
+        {"port": [sys.argv[sys.argv.index("--port") + 1]] if "--port" in sys.argv else None}, os.environ
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-m", "polyhost", "serve", *sys.argv[1:]], stdout=subprocess.PIPE, text=True
+    )
     # Ctrl-C reaches the server by itself; it ends when all its processes have ended, and so do we.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: server.terminate())
@@ -55,7 +59,9 @@ def load_and_tell(config: Config) -> None:
     lines = [f"\n{sum(status == 200 for status in statuses.values())} of {len(names)} models are loaded. Try:\n"]
     for name, words, content_type, body in TRY:
         if statuses.get(name) == 200:
-            lines.append(f"  # {words}\n  curl -s {base}/models/{name}/invoke -H 'Content-Type: {content_type}' {body}\n")
+            lines.append(
+                f"  # {words}\n  curl -s {base}/models/{name}/invoke -H 'Content-Type: {content_type}' {body}\n"
+            )
     lines.append(f"  # the list\n  curl -s {base}/models\n\nCtrl-C stops everything.\n")
     print("\n".join(lines), flush=True)
 

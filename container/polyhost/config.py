@@ -80,7 +80,11 @@ def setting(
 class Config:
     host: str = setting("127.0.0.1", "Address to listen on; the image listens on 0.0.0.0.")
     port: int = setting(8080, "Port for everything.", parse=parse_port, also=("SAGEMAKER_BIND_TO_PORT",))
-    engine: str = setting("mms", "What runs the models: `mms`, the real Multi Model Server.", parse=one_of(ENGINES))
+    engine: str = setting(
+        "mms",
+        "What runs the models: `mms`, the real Multi Model Server; `native`, our own engine, still being built.",
+        parse=one_of(ENGINES),
+    )
     handler: str = setting(
         "auto",
         "Handler of models that bring none: `auto` looks into each archive; a kind such as `xgboost`; "

@@ -116,5 +116,3 @@ def form_body(fields: list[tuple[str, str]]) -> tuple[bytes, str]:
             parts.append(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n')
     body = "".join(parts) + f"--{boundary}--\r\n"
     return body.encode(), f"multipart/form-data; boundary={boundary}"
-
-

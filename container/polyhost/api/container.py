@@ -227,7 +227,9 @@ class ContainerApi:
             handler=str(given.get("handler") or ""),
             batch_size=_number(given, "batch_size", 1, is_strict=True, least=1),
             max_batch_delay_ms=_number(given, "max_batch_delay", 100, is_strict=True),
-            initial_workers=_number(given, "initial_workers", 0, is_strict=True) if "initial_workers" in given else None,
+            initial_workers=_number(given, "initial_workers", 0, is_strict=True)
+            if "initial_workers" in given
+            else None,
             response_timeout_secs=timeout * timeout_unit_secs or None,
             is_synchronous=str(given.get("synchronous", "true")).lower() != "false",
         )
@@ -300,5 +302,3 @@ def _number(given: dict[str, Any], name: str, default: int, *, is_strict: bool =
     if is_strict and number < least:
         raise BadRequest(f"Parameter {name} is {number}, at least {least} is due.")
     return number
-
-

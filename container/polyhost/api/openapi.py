@@ -41,7 +41,9 @@ def api_document() -> dict[str, Any]:
             "/api-description": {"get": _operation("apiDescription", [], _responses(_json({"type": "object"}), 500))},
             "/models": {
                 "get": _operation(
-                    "listModels", [_query("limit"), _query("next_page_token")], _responses(_json({"type": "object"}), 500),
+                    "listModels",
+                    [_query("limit"), _query("next_page_token")],
+                    _responses(_json({"type": "object"}), 500),
                 ),
                 "post": _operation(
                     "registerModel",

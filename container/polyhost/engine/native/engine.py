@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from polyhost.engine.errors import (
@@ -36,7 +35,7 @@ from polyhost.engine.native.pool import (
     interpreter_of,
     resident_bytes,
 )
-from polyhost.engine.native.source import Source, inspect
+from polyhost.engine.native.source import Inspector, Source
 from polyhost.memory import fits, mib
 
 logger = logging.getLogger("polyhost.engine")
@@ -117,26 +116,22 @@ class NativeEngine:
     def __init__(
         self,
         *,
-        handler: str,
+        inspector: Inspector,
         environ: Mapping[str, str],
-        model_roots: tuple[Path, ...],
         shared_workers: int,
         workers_per_model: int = 1,
         response_timeout_secs: float = 60.0,
         isolation: str = "auto",
         budget_bytes: int,
-        run_folder: Path,
     ) -> None:
-        self._handler = handler
+        self._inspector = inspector
         self._environ = dict(environ)
-        self._model_roots = model_roots
         self._shared_count = shared_workers
         self._workers_per_model = workers_per_model
         self._timeout_secs = response_timeout_secs
         self._isolation = isolation
         self._budget_bytes = budget_bytes
         self._reserved_bytes = 0
-        self._run_folder = run_folder
         self._models: dict[str, Model] = {}
         self._templates: dict[str, Template] = {}
         self._shared: dict[str, list[Worker]] = {}
@@ -180,11 +175,10 @@ class NativeEngine:
             raise
 
     async def _load(self, registration: Registration) -> str:
-        source = await asyncio.to_thread(
-            inspect, registration.url, self._model_roots, registration.handler, self._handler,
-            self._environ, self._run_folder,
-        )  # fmt: skip
-        name = registration.name or source.manifest_name or Path(registration.url).name.split(".")[0]
+        source = await asyncio.to_thread(self._inspector.inspect, registration.url, registration.handler)
+        name = (
+            registration.name or source.manifest_name or registration.url.rstrip("/").rpartition("/")[2].split(".")[0]
+        )
         if name in self._models:
             raise Conflict(f"Model {name} is already registered.")
         model = Model(
@@ -438,7 +432,8 @@ class NativeEngine:
     def _blame(self, model: Model, worker: Worker, lost: WorkerLost, has_retried: bool) -> None:
         """The request that was running when its worker ended is tried once more, the model alone; then no more."""
         if worker.end_reason.startswith("it did not answer"):
-            raise EngineError(f"Model {model.name} did not answer within {model.timeout_secs:g} s: its worker was ended.")
+            text = f"Model {model.name} did not answer within {model.timeout_secs:g} s: its worker was ended."
+            raise EngineError(text)
         model.deaths += 1
         model.is_dedicated = True
         if has_retried:
@@ -552,7 +547,7 @@ class NativeEngine:
             del self._models[model.name]
 
     def _keep(self, task: asyncio.Task[Any]) -> None:
-        """asyncio holds tasks weakly: without this one could vanish while it runs."""
+        """Tasks are held weakly by asyncio: without this one could vanish while it runs."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(ignore_result)

@@ -96,7 +96,9 @@ class MmsModel:
         manifest_file = Path(order.path, "MAR-INF", "MANIFEST.json")
         manifest = json.loads(manifest_file.read_bytes()) if manifest_file.is_file() else None
         entry_point = _entry_point(order)
-        self._service = mms.service.Service(order.name, order.path, manifest, entry_point.handle, None, order.batch_size)
+        self._service = mms.service.Service(
+            order.name, order.path, manifest, entry_point.handle, None, order.batch_size
+        )
         self._service.context.metrics = MetricsStore({}, order.name)
         with memory_errors_translated():
             entry_point.initialize(self._service.context)
@@ -115,7 +117,9 @@ class _AnyCase(dict[str, Any]):
     """
 
     def __init__(self, items: Mapping[str, Any]) -> None:
-        super().__init__({_usual_case(name) if isinstance(value, str) else name: value for name, value in items.items()})
+        super().__init__(
+            {_usual_case(name) if isinstance(value, str) else name: value for name, value in items.items()}
+        )
         self._names = {name.lower(): name for name in self}
 
     def get(self, name: str, default: Any = None) -> Any:

@@ -133,7 +133,7 @@ class Worker(asyncio.Protocol):
         if not order.reply.done():
             order.reply.set_result(reply)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         reason = self.end_reason or "it ended by itself"
         orders = [*self.sent, *self.waiting]
         running = self.sent[0] if self.sent else None

@@ -18,6 +18,7 @@ from polyhost.api.container import ContainerApi
 from polyhost.config import Config
 from polyhost.engine.mms import handler_spec, is_multi_model, require_free_port
 from polyhost.engine.native.engine import NativeEngine, Registration
+from polyhost.engine.native.source import Inspector
 from polyhost.memory import DEFAULT_SHARE, cpu_limit, memory_limit_bytes
 from polyhost.processes import become_subreaper, kill_descendants
 
@@ -48,15 +49,19 @@ async def _serve(config: Config, environ: Mapping[str, str], run: Path) -> None:
     workers = config.workers_per_model or (1 if multi_model else cpu_limit())
     if "MMS_DEFAULT_WORKERS_PER_MODEL" in environ:
         workers = int(environ["MMS_DEFAULT_WORKERS_PER_MODEL"])
+    told = worker_environ(config, environ, multi_model)
     engine = NativeEngine(
-        handler=handler_spec(config.handler),
-        environ=worker_environ(config, environ, multi_model),
-        model_roots=config.model_root,
+        inspector=Inspector(
+            model_roots=config.model_root,
+            default_handler=handler_spec(config.handler),
+            environ=told,
+            run_folder=run,
+        ),
+        environ=told,
         shared_workers=cpu_limit(),
         workers_per_model=workers,
         response_timeout_secs=response_timeout_secs(environ),
         budget_bytes=config.memory_budget or int(memory_limit_bytes() * DEFAULT_SHARE),
-        run_folder=run,
     )
     api = ContainerApi(
         engine,
@@ -128,5 +133,3 @@ def response_timeout_secs(environ: Mapping[str, str]) -> float:
     if "SAGEMAKER_MODEL_SERVER_TIMEOUT" in environ:
         return float(environ["SAGEMAKER_MODEL_SERVER_TIMEOUT"]) * 60
     return _DEFAULT_TIMEOUT_SECS
-
-

@@ -38,13 +38,25 @@ class Source:
     manifest_name: str | None = None
 
 
-def inspect(
-    url: str, roots: tuple[Path, ...], asked_handler: str, default_handler: str,
-    environ: Mapping[str, str], run_folder: Path,
+@dataclass(frozen=True, kw_only=True)
+class Inspector:
+    """What of a server decides how an archive is served."""
+
+    model_roots: tuple[Path, ...]
+    default_handler: str
+    environ: Mapping[str, str]
+    # Where archives that are no folders are unpacked.
+    run_folder: Path
+
+    def inspect(self, url: str, asked_handler: str) -> Source:
+        """Raises BadRequest, ModelNotFound, EngineError."""
+        path = _folder_of(url, self.model_roots, self.run_folder)
+        return _source_of(path, _manifest(path), asked_handler or "", self.default_handler, self.environ)
+
+
+def _source_of(
+    path: Path, manifest: Mapping[str, Any], asked_handler: str, default_handler: str, environ: Mapping[str, str],
 ) -> Source:  # fmt: skip
-    """Raises BadRequest, ModelNotFound, EngineError."""
-    path = _folder_of(url, roots, run_folder)
-    manifest = _manifest(path)
     model = manifest.get("model", {})
     handler = asked_handler or model.get("handler") or default_handler
     module = handler.partition(":")[0]
@@ -98,7 +110,7 @@ def _unpacked(archive: Path, run_folder: Path) -> Path:
 
 
 def _unzip(archive: Path, to: Path) -> None:
-    """zipfile cuts off absolute paths and `..` by itself; sizes are limited as for tars."""
+    """Absolute paths and `..` are cut off by zipfile itself; sizes are limited as for tars."""
     with zipfile.ZipFile(archive) as file:
         allowed = max(256 * 1024**2, archive.stat().st_size * 200)
         if len(file.infolist()) > 100_000 or sum(info.file_size for info in file.infolist()) > allowed:

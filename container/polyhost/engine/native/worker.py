@@ -109,7 +109,7 @@ class Worker:
 
 
 def private_bytes() -> int:
-    """This process's resident memory that is no file's, bytes: one line of /proc, read often."""
+    """Our own resident memory that is no file's, bytes: one line of /proc, read often."""
     with open("/proc/self/statm", "rb") as file:
         _, resident, shared, *_ = file.read().split()
     return (int(resident) - int(shared)) * _PAGE_BYTES

@@ -13,8 +13,10 @@ def handle(data, context):
 def told(item, context, index):
     body = item.get("body", b"")
     return {
-        "fields": {name: bytes(value).decode() if isinstance(value, (bytes, bytearray)) else value
-                   for name, value in item.items()},
+        "fields": {
+            name: bytes(value).decode() if isinstance(value, (bytes, bytearray)) else value
+            for name, value in item.items()
+        },
         "body_type": type(body).__name__,
         "headers": {name.lower(): value for name, value in context.get_all_request_header(index).items()},
         "content_type": context.get_request_header(index, "Content-Type"),
