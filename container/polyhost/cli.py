@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +48,9 @@ def settings() -> None:
 
 
 def main() -> None:
+    # As PID 1 of a container, signals without a handler are lost: docker-entrypoint blocks SIGTERM until here.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     try:
         cli(standalone_mode=False)
     except PolyhostError as error:

@@ -7,6 +7,7 @@ environment they need. Runs once per worker and imports no framework.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
@@ -20,6 +21,9 @@ from polyhost_handlers.errors import LoadFailed
 def main() -> None:
     arguments = sys.argv[1:]
     python = interpreter_for(arguments, os.environ)
+    # When memory runs out the kernel must take a worker, never the server: without it all models are gone.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
     os.execv(python, [python, *arguments])  # noqa: S606
 
 
