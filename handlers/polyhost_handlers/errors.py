@@ -115,7 +115,11 @@ def load_errors_named(what: str, artifact_bytes: int) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error) and is_memory_short(artifact_bytes * 64 + 16 * 1024**2):
             raise MemoryError(str(error)) from error
-        raise LoadFailed(f"Unable to load model: {what}: {sentence_of(error)}") from error
+        reason = sentence_of(error)
+        # Without its type, "3" or "index out of range" says little.
+        if isinstance(error, (LookupError, TypeError, AttributeError)):
+            reason = f"{type(error).__name__}: {reason}"
+        raise LoadFailed(f"Unable to load model: {what}: {reason}") from error
 
 
 _PLACE = re.compile(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ")

@@ -20,6 +20,7 @@ from polyhost_handlers.codecs import CSV, JSON, JSONLINES, LIBSVM, NPY, RECORDIO
 from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed, Unparseable, is_out_of_memory, sentence_of
 from polyhost_handlers.recordio import decode_recordio, encode_recordio
 from polyhost_handlers.xgboost_artifact import load_booster
+from polyhost_handlers.xgboost_predict import predictor_of
 from polyhost_handlers.xgboost_selection import select
 
 _INPUTS = (CSV, LIBSVM, RECORDIO, JSON, JSONLINES, NPY)
@@ -31,8 +32,7 @@ class XGBoostHandler(Handler):
     kind = "xgboost"
 
     def __init__(self, boosters: list[Any], source: ModelSource) -> None:
-        self._boosters = boosters
-        self._rounds = [_rounds_of(booster) for booster in boosters]
+        self._predictors = [predictor_of(booster) for booster in boosters]
         learner = json.loads(boosters[0].save_config())["learner"]
         self._objective = str(learner["objective"]["name"])
         self._classes = int(learner["learner_model_param"].get("num_class", 0))
@@ -83,16 +83,11 @@ class XGBoostHandler(Handler):
 
     def _predict(self, rows: Matrix) -> np.ndarray[Any, Any]:
         """Predictions of shape (rows,) or (rows, classes): the one booster's, or the ensemble's."""
-        import xgboost
-
-        matrix = xgboost.DMatrix(rows, nthread=1)
-        votes = [
-            booster.predict(matrix, iteration_range=rounds, validate_features=False)
-            for booster, rounds in zip(self._boosters, self._rounds, strict=True)
-        ]
+        votes = [predictor.predict(rows) for predictor in self._predictors]
         if len(votes) == 1:
-            prediction: np.ndarray[Any, Any] = votes[0]
-        elif self._objective in _VOTING_OBJECTIVES:
+            return votes[0]
+        prediction: np.ndarray[Any, Any]
+        if self._objective in _VOTING_OBJECTIVES:
             prediction = np.apply_along_axis(_most_common, 0, np.stack(votes))
         else:
             prediction = np.mean(votes, axis=0)
@@ -146,14 +141,6 @@ def _size_of(booster: Any) -> tuple[int, int]:
     """How many features and how many classes, 0 where there are none."""
     parameters = json.loads(booster.save_config())["learner"]["learner_model_param"]
     return int(booster.num_features()), int(parameters.get("num_class", 0))
-
-
-def _rounds_of(booster: Any) -> tuple[int, int]:
-    """The rounds to predict with: up to the best where training stopped early; (0, 0) is all."""
-    best = booster.attr("best_iteration")
-    if best is None or not best.isdigit():
-        return 0, 0
-    return 0, min(int(best) + 1, int(booster.num_boosted_rounds()))
 
 
 def _most_common(votes: np.ndarray[Any, Any]) -> Any:

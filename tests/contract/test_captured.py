@@ -61,9 +61,10 @@ def test_the_captures_are_complete() -> None:
 
 
 @pytest.fixture
-def mms_alone(servers: Servers, tmp_path: Path) -> Iterator[dict[str, int]]:
+def mms_alone(servers: Servers, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, int]]:
     """The reference itself: MMS started by its own command, two ports, no toolkit and nothing of ours."""
     servers.stop()
+    store = "/" if "samples_folder" in request.fixturenames else str(MODELS)
     ports = {"inference": free_port(), "management": free_port()}
     config = tmp_path / "config.properties"
     config.write_text("".join(f"{name}_address=http://127.0.0.1:{port}\n" for name, port in ports.items()))
@@ -72,7 +73,7 @@ def mms_alone(servers: Servers, tmp_path: Path) -> Iterator[dict[str, int]]:
     with tempfile.TemporaryDirectory(prefix="mms-") as temp:
         environ = {**os.environ, "TEMP": temp, "TMPDIR": temp}
         process = Process(
-            [command, "--start", "--foreground", "--model-store", str(MODELS), "--mms-config", str(config)],
+            [command, "--start", "--foreground", "--model-store", store, "--mms-config", str(config)],
             environ, cwd=tmp_path,
         )  # fmt: skip
         try:
@@ -91,6 +92,43 @@ def test_mms_alone_answers_as_captured(mms_alone: dict[str, int]) -> None:
         answer = ask(mms_alone[exchange.host], exchange, exchange.target)
         assert comparable(answer) == expected(exchange), exchange.curl
         settle(mms_alone["management"], exchange)
+
+
+HOUSE = "1998,2150,3,2.5,0.4,2"
+
+
+@pytest.mark.parametrize(
+    ("model", "handler", "body", "content_type", "answer"),
+    [
+        ("houston", "xgboost_handler", HOUSE, "text/csv", r"\d{6}\.\d+"),
+        ("house_preprocessor", "sklearn_handler", f"{HOUSE},y,n", "text/csv", r"\[\[.*, 1\.0, 0\.0\]\]"),
+        (
+            "house_linear_learner",
+            "linear_learner_handler",
+            "1,2,3,4,5,6,1,0",
+            "text/csv",
+            r'{"predictions": \[{"score": .*',
+        ),
+        ("house_network", "onnx_handler", f"[[{HOUSE}]]", "application/json", r'{"predictions": \[\[.*\]\]}'),
+        ("listing_tone", "script_handler", '{"text": "sunny"}', "application/json", '{"tone": "warm", "score": 2}'),
+        ("boston", "auto", HOUSE, "text/csv", r"\d{6,}\.\d+"),
+    ],
+)
+def test_each_handler_works_with_a_stock_mms(
+    mms_alone: dict[str, int], samples_folder: Path, model: str, handler: str, body: str, content_type: str, answer: str
+) -> None:
+    """
+    Named as a handler, without our server: MMS's defaults, which decode text and JSON before a handler sees them.
+    """
+    named = f"url={samples_folder / model}&handler=polyhost_handlers.{handler}:handle"
+    loaded = request(
+        mms_alone["management"], "POST", f"/models?model_name=m&{named}&initial_workers=1&synchronous=true"
+    )
+    assert loaded.status == 200, loaded.text
+    predicted = request(mms_alone["inference"], "POST", "/predictions/m", body, {"Content-Type": content_type})
+
+    assert predicted.status == 200, predicted.text
+    assert re.fullmatch(answer, predicted.text)
 
 
 def test_our_server_answers_as_captured(engine: str, servers: Servers) -> None:

@@ -1,0 +1,296 @@
+"""Linear learner: the same numbers as by hand, from a zip or unpacked, in every format; archives that are broken."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from handlers.calling import Model, csv, npy
+from handlers.test_recordio import record
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polyhost_handlers.base import ModelSource
+from polyhost_handlers.errors import LoadFailed
+from polyhost_handlers.linear_learner_handler import LinearLearnerHandler
+from polyhost_handlers.ndarray_file import write_params
+from polyhost_handlers.recordio import encode_features
+
+WEIGHT = np.array([[0.5, -2.0, 0.25], [1.0, 0.0, -1.0], [-0.5, 0.125, 3.0]], "f4")
+BIAS = np.array([0.125, -1.0, 2.0], "f4")
+ROWS = np.array([[1, 2, 4], [0.5, -1, 0], [-8, 0, 1]])
+SIGMOID = json.dumps({"nodes": [{"op": "LogisticRegressionOutput", "name": "sigmoid"}]})
+# predictor_type: (what the archive says, how many outputs)
+REGRESSOR, BINARY, CLASSES = ("regressor", 1), ("binary_classifier", 1), ("multiclass_classifier", 3)
+
+
+def files(predictor: str = "regressor", outputs: int = 1, symbol: str = "{}", **params: Any) -> dict[str, Any]:
+    return {
+        "mx-mod-0000.params": {"arg:fc0_weight": WEIGHT[:outputs], "arg:fc0_bias": BIAS[:outputs]},
+        "mx-mod-symbol.json": symbol,
+        "additional-params.json": json.dumps({"predictor_type": predictor, **params}),
+        "manifest.json": '{"model_type": "linear-learner"}',
+    }
+
+
+def put(folder: Path, contents: dict[str, Any], zipped: bool = True) -> Path:
+    parts = folder / "parts" if zipped else folder
+    parts.mkdir(exist_ok=True)
+    for name, content in contents.items():
+        if isinstance(content, dict):
+            write_params(parts / name, content)
+        else:
+            (parts / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    if zipped:
+        with zipfile.ZipFile(folder / "model_algo-1", "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted(parts.iterdir()):
+                archive.write(path, path.name)
+                path.unlink()
+        parts.rmdir()
+    return folder
+
+
+def by_hand(rows: Any = ROWS, outputs: int = 1) -> np.ndarray:
+    return np.asarray(rows) @ WEIGHT[:outputs].T.astype(float) + BIAS[:outputs]
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def expected(predictor: str, output: np.ndarray) -> dict[str, Any]:
+    if predictor == "regressor":
+        return {"score": output[0]}
+    if predictor == "binary_classifier":
+        return {"score": sigmoid(output[0]), "predicted_label": int(sigmoid(output[0]) >= 0.5)}
+    powers = [math.exp(value) for value in output]
+    return {"score": [power / sum(powers) for power in powers], "predicted_label": powers.index(max(powers))}
+
+
+def assert_close(answers: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    assert [list(answer) for answer in answers] == [list(one) for one in wanted]
+    for answer, one in zip(answers, wanted, strict=True):
+        for name, value in one.items():
+            np.testing.assert_allclose(answer[name], value, rtol=1e-9)
+
+
+@pytest.mark.parametrize("handler", ["linear_learner_handler", "auto"])
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("predictor", "outputs"), [REGRESSOR, BINARY, CLASSES])
+def test_the_same_as_by_hand(
+    predictor: str, outputs: int, zipped: bool, handler: str, tmp_path: Path, load: Callable[..., Model]
+) -> None:
+    """
+    A score; for classifiers a label too, for several classes a score each.
+    """
+    model = load(handler, put(tmp_path, files(predictor, outputs), zipped))
+
+    assert_close(model.ask(csv(ROWS)).json()["predictions"], [expected(predictor, row) for row in by_hand(outputs=outputs)])
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (csv(ROWS), "text/csv"),
+        (csv(ROWS, ";"), "text/csv"),
+        (json.dumps({"instances": [{"features": row} for row in ROWS.tolist()]}).encode(), "application/json"),
+        (json.dumps({"instances": [{"data": {"features": {"values": row}}} for row in ROWS.tolist()]}).encode(), "application/json"),
+        (
+            json.dumps(
+                {
+                    "instances": [
+                        {"data": {"features": {"keys": [0, 1, 2], "shape": [3], "values": [1, 2, 4]}}},
+                        {"data": {"features": {"keys": [1, 0], "shape": [3], "values": [-1, 0.5]}}},
+                        {"data": {"features": {"keys": [0, 2], "shape": [3], "values": [-8, 1]}}},
+                    ],
+                },
+            ).encode(),
+            "application/json",
+        ),
+        (json.dumps(ROWS.tolist()).encode(), "application/json"),
+        (b"".join(json.dumps({"features": row}).encode() + b"\n" for row in ROWS.tolist()), "application/jsonlines"),
+        (encode_features(ROWS), "application/x-recordio-protobuf"),
+        (
+            record([1, 2, 4], [0, 1, 2], [3]) + record([0.5, -1], [0, 1], [3]) + record([-8, 1], [0, 2], [3]),
+            "application/x-recordio-protobuf",
+        ),
+    ],
+)
+def test_every_input(body: bytes, content_type: str, tmp_path: Path, load: Callable[..., Model]) -> None:
+    """
+    What a sparse row leaves out is zero.
+    """
+    scores = [one["score"] for one in load("auto", put(tmp_path, files())).ask(body, content_type).json()["predictions"]]
+
+    np.testing.assert_allclose(scores, by_hand()[:, 0])
+
+
+def test_every_output(tmp_path: Path, load: Callable[..., Model]) -> None:
+    """
+    JSON by default, lines of it, CSV with the label first, a record's labels.
+    """
+    model = load("linear_learner_handler", put(tmp_path, files(*CLASSES)))
+    predictions = model.ask(csv(ROWS)).json()["predictions"]
+
+    lines = model.ask(csv(ROWS), accept="application/jsonlines").body.splitlines()
+    assert [json.loads(line) for line in lines] == predictions
+    rows = [[one["predicted_label"], *one["score"]] for one in predictions]
+    assert model.ask(csv(ROWS), accept="text/csv").body.decode() == "\n".join(",".join(map(str, row)) for row in rows)
+    answer = model.ask(csv(ROWS), accept="application/x-recordio-protobuf")
+    assert np.array(predictions[0]["score"], "f4").tobytes() in answer.body
+    assert answer.body.count(b"predicted_label") == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "outputs", "kind"),
+    [
+        ("{}", 1, ["score"]),
+        (SIGMOID, 1, ["score", "predicted_label"]),
+        (SIGMOID, 3, ["score", "predicted_label"]),
+        ("{}", 3, ["score", "predicted_label"]),
+        ("not JSON \udcff", 1, ["score"]),
+    ],
+)
+def test_the_kind_of_predictor_where_no_parameter_tells(
+    symbol: str, outputs: int, kind: list[str], tmp_path: Path, load: Callable[..., Model]
+) -> None:
+    """
+    From the symbol's output and the number of outputs.
+    """
+    contents = {**files("", outputs), "mx-mod-symbol.json": symbol.encode(errors="surrogateescape")}
+
+    assert list(load("auto", put(tmp_path, contents)).ask(csv(ROWS)).json()["predictions"][0]) == kind
+
+
+@pytest.mark.parametrize(
+    ("params", "labels"),
+    [
+        ({}, [1, 0]),
+        ({"binary_classifier_threshold": "0.999"}, [0, 0]),
+        ({"hyperparameters": {"threshold": 0.0}}, [1, 1]),
+        ({"threshold": 0}, [1, 1]),
+        ({"threshold": ""}, [1, 0]),
+    ],
+)
+def test_the_threshold_of_a_binary_classifier(
+    params: dict[str, Any], labels: list[int], tmp_path: Path, load: Callable[..., Model]
+) -> None:
+    """
+    At the top or among the hyperparameters; zero is a threshold too.
+    """
+    model = load("linear_learner_handler", put(tmp_path, files(*BINARY, **params)))
+    answers = model.ask(b"4,0,0\n-4,0,0").json()["predictions"]
+
+    assert [answer["predicted_label"] for answer in answers] == labels
+
+
+def test_names_and_shapes_are_read_tolerantly(tmp_path: Path, load: Callable[..., Model]) -> None:
+    """
+    One flat row of weights under another name, no bias, the file elsewhere in the zip.
+    """
+    contents = {"0_mx-mod-0000.params": {"other": np.ones(1), "out_weight": WEIGHT[0]}}
+    model = load("linear_learner_handler", put(tmp_path, contents))
+
+    np.testing.assert_allclose(model.ask(csv(ROWS)).json()["predictions"][0]["score"], by_hand()[0, 0] - BIAS[0])
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status", "sentence"),
+    [
+        (b"", "text/csv", 204, ""),
+        (b"1,2", "text/csv", 400, "Each row has 2 features, the model was trained on 3."),
+        (b"1,,3", "text/csv", 400, "A linear model cannot take missing or infinite values"),
+        (b"1,inf,3", "text/csv", 400, "A linear model cannot take missing or infinite values"),
+        (record([math.nan], [0], [3]), "application/x-recordio-protobuf", 400, "missing or infinite"),
+        (record([1], [0], [4]), "application/x-recordio-protobuf", 400, "Each row has 4 features"),
+        (b"1,2,x", "text/csv", 400, "'x' is not a number"),
+        (b"{", "application/json", 400, "not JSON"),
+        (b'{"keys": [0], "shape": [9000000], "values": [1]}', "application/json", 400, "Each row has 9000000 features"),
+        (npy(ROWS), "application/x-npy", 415, "send text/csv, application/json"),
+        (b"1 0:1", "text/libsvm", 415, "is not supported here"),
+        (b"1e308,1e308,1e308", "text/csv", 200, ""),
+    ],
+)
+def test_codes(body: bytes, content_type: str, status: int, sentence: str, tmp_path: Path, load: Callable[..., Model]) -> None:
+    """
+    A client's mistake is a 4xx that says what to change.
+    """
+    answer = load("linear_learner_handler", put(tmp_path, files(*CLASSES))).ask(body, content_type)
+
+    assert answer.status == status
+    assert status < 400 or sentence in answer.message
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"mx-mod-0000.params": None}, "no mx-mod-0000.params among additional-params.json, manifest.json, mx-mod-symbol.json."),
+        ({"mx-mod-0000.params": b"text"}, "its .params file is broken: it ends at byte 4, 8 more were due at 0."),
+        ({"mx-mod-0000.params": b"longer text"}, "its .params file is broken: it does not begin as an NDArray list."),
+        ({"mx-mod-0000.params": {"bias": BIAS}}, r"no array named \*weight among bias."),
+        ({"mx-mod-0000.params": {"weight": WEIGHT, "bias": BIAS[:2]}}, r"weights of shape \(3, 3\) have 2 biases."),
+        ({"mx-mod-0000.params": {"weight": np.ones((2, 2, 2)), "bias": BIAS[:2]}}, r"weights of shape \(2, 2, 2\)"),
+        ({"mx-mod-0000.params": {"weight": np.zeros((0, 3), "f4")}}, r"weights of shape \(0, 3\) have 0 biases."),
+        ({"additional-params.json": "{"}, "additional-params.json is not JSON"),
+        ({"manifest.json": b"\xff"}, "manifest.json is not JSON"),
+        ({"manifest.json": b"[" * 100_000}, "manifest.json is not JSON"),
+        ({"additional-params.json": '{"threshold": "high"}'}, "its threshold high is not a number."),
+        ({"additional-params.json": '{"threshold": [1]}'}, r"its threshold \[1\] is not a number."),
+    ],
+)
+def test_what_is_missing_or_broken_is_said(
+    change: dict[str, Any], sentence: str, tmp_path: Path, load: Callable[..., Model]
+) -> None:
+    """
+    One sentence each.
+    """
+    contents = {name: content for name, content in {**files(), **change}.items() if content is not None}
+    with pytest.raises(LoadFailed, match=f"^Unable to load model: {sentence}"):
+        load("linear_learner_handler", put(tmp_path, contents))
+
+
+def test_a_zip_that_unpacks_to_more_than_a_linear_model_has(tmp_path: Path, load: Callable[..., Model]) -> None:
+    """
+    By what it says, before anything is unpacked; and it never unpacks to more than it says.
+    """
+    archive = tmp_path / "model_algo-1"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for number in range(3):
+            with file.open(f"{number}.params", "w") as member:
+                for _ in range(4):
+                    member.write(bytes(2**20))
+    content = archive.read_bytes()
+    size = (4 * 2**20).to_bytes(4, "little")
+    archive.write_bytes(content.replace(size, (512 * 2**20).to_bytes(4, "little")))
+    with pytest.raises(LoadFailed, match="model_algo-1 unpacks to more than a linear model has"):
+        load("linear_learner_handler", tmp_path)
+    archive.write_bytes(content.replace(size, (1000).to_bytes(4, "little")))
+    with pytest.raises(LoadFailed, match="model_algo-1 is not a readable zip: Bad CRC-32"):
+        load("linear_learner_handler", tmp_path)
+
+
+@settings(max_examples=60, deadline=2000)
+@given(data=st.data())
+def test_a_damaged_archive_is_refused_or_read(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """
+    Cut off anywhere, or with any bytes changed, zipped or not: a model or a sentence.
+    """
+    folder = tmp_path_factory.mktemp("damaged")
+    zipped = data.draw(st.booleans())
+    path = put(folder, files(*CLASSES), zipped) / ("model_algo-1" if zipped else "mx-mod-0000.params")
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    else:
+        for position, byte in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4)):
+            content[position] = byte
+    path.write_bytes(content)
+    try:
+        LinearLearnerHandler.load(ModelSource(folder, "m", {}))
+    except LoadFailed as error:
+        assert error.message.startswith("Unable to load model: ")
