@@ -122,13 +122,14 @@ def load_errors_named(what: str, artifact_bytes: int) -> Iterator[None]:
         raise LoadFailed(f"Unable to load model: {what}: {reason}") from error
 
 
-_PLACE = re.compile(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ")
+_PLACE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 
 
 def sentence_of(error: BaseException) -> str:
     """What a library says, in one line: without its stack trace and the place in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # XGBoost's sentence comes first, before its frames; MXNet's after them, or after a list of arguments.
+    lines = [line for line in lines if line.startswith("MXNetError: ")] or lines
     if not lines:
         return type(error).__name__
-    # MXNet writes as Python does, the sentence last; XGBoost's comes first, before its frames.
-    return lines[-1] if lines[0].startswith("Traceback (most recent call last)") else _PLACE.sub("", lines[0])
+    return _PLACE.sub("", lines[-1] if lines[0].startswith("Traceback (most recent call last)") else lines[0])

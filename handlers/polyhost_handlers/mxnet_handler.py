@@ -29,6 +29,8 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 _TOP = 5
 # What a camera makes is below 50 megapixels; a small file that claims more is a bomb.
 _MAX_PIXELS = 64_000_000
+# MXNet counts with 32 bits, and writes beyond its memory where that is not enough.
+_MAX_NUMBERS = 2**31
 
 
 class MXNetHandler(Handler):
@@ -46,7 +48,8 @@ class MXNetHandler(Handler):
         name, shape = _input_shape(source.model_dir, symbol_file)
         prefix = str(symbol_file).removesuffix("-symbol.json")
         epoch = int(params_file.stem.rpartition("-")[2])
-        with load_errors_named(symbol_file.name, symbol_file.stat().st_size + params_file.stat().st_size):
+        needed_bytes = params_file.stat().st_size + 4 * math.prod(shape)
+        with load_errors_named(symbol_file.name, needed_bytes):
             symbol, arguments, auxiliaries = mx.model.load_checkpoint(prefix, epoch)
             _check_complete(symbol, {name, *arguments, *auxiliaries}, params_file.name)
             module = mx.mod.Module(symbol=symbol, context=mx.cpu(), data_names=[name], label_names=None)
@@ -135,9 +138,12 @@ def _input_shape(model_dir: Path, symbol_file: Path) -> tuple[str, tuple[int, ..
         raise LoadFailed(f"Unable to load model: {path.name} is missing; it names the input and its shape.")
     try:
         first = json.loads(path.read_bytes())[0]
-        return str(first["name"]), tuple(int(size) for size in first["shape"])
-    except (ValueError, LookupError, TypeError) as error:
+        name, shape = str(first["name"]), tuple(int(size) for size in first["shape"])
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise LoadFailed(f'Unable to load model: {path.name} is not [{{"shape": […], "name": "data"}}].') from error
+    if not 0 < math.prod(shape) < _MAX_NUMBERS or min(shape, default=1) < 1:
+        raise LoadFailed(f"Unable to load model: {path.name} has the shape {list(shape)}, which no network takes.")
+    return name, shape
 
 
 def _synset(model_dir: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,23 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Input:
+    """What the network declares; a dimension that it leaves open is None or has a name."""
+
+    name: str
+    type: str
+    shape: list[int | str | None]
+
+
 class OnnxHandler(Handler):
     kind = "onnx"
 
     def __init__(self, session: Any, default_accept: str) -> None:
         self._session = session
         self._default_accept = default_accept
-        self._inputs = session.get_inputs()
+        # Read once, while loading: the names in a damaged file are no text.
+        self._inputs = [Input(spec.name, spec.type, spec.shape) for spec in session.get_inputs()]
         self._names = ", ".join(spec.name for spec in self._inputs)
         self._outputs = [output.name for output in session.get_outputs()]
 
@@ -131,7 +142,7 @@ def _as_array(value: Any) -> np.ndarray[Any, Any]:
         raise Unparseable(f"The rows differ in length: {error}.") from error
 
 
-def _fitted(values: np.ndarray[Any, Any], spec: Any) -> np.ndarray[Any, Any]:
+def _fitted(values: np.ndarray[Any, Any], spec: Input) -> np.ndarray[Any, Any]:
     """`values` with the dtype and rank that the network declares; free dimensions may be any size."""
     dtype = _DTYPES.get(spec.type)
     if dtype is None:
@@ -152,7 +163,7 @@ def _fitted(values: np.ndarray[Any, Any], spec: Any) -> np.ndarray[Any, Any]:
     return array
 
 
-def _cast(values: np.ndarray[Any, Any], dtype: np.dtype[Any], spec: Any) -> np.ndarray[Any, Any]:
+def _cast(values: np.ndarray[Any, Any], dtype: np.dtype[Any], spec: Input) -> np.ndarray[Any, Any]:
     try:
         if dtype.kind == "O":
             return (np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values).astype(dtype)

@@ -23,8 +23,7 @@ _OBJECT, _OBJECT_END, _ARRAY, _ARRAY_END = b"{}[]"
 _TYPED, _COUNTED, _TEXT, _LENGTH_TYPE = b"$#SL"
 # Of UBJSON's types those that XGBoost writes.
 _DTYPES = {
-    kind: np.dtype(name)
-    for kind, name in zip(b"iUIlLdD", ("i1", "u1", ">i2", ">i4", ">i8", ">f4", ">f8"), strict=True)
+    kind: np.dtype(name) for kind, name in zip(b"iUIlLdD", ("i1", "u1", ">i2", ">i4", ">i8", ">f4", ">f8"), strict=True)
 }
 _CONSTANTS = dict(zip(b"ZTF", (None, True, False), strict=True))
 

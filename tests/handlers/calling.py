@@ -69,7 +69,9 @@ class Model:
         (answer,) = self.ask_batch([body], content_type, accept, **headers)
         return answer
 
-    def ask_batch(self, bodies: Sequence[bytes | str], content_type: str = "", accept: str = "", **headers: str) -> list[Answer]:
+    def ask_batch(
+        self, bodies: Sequence[bytes | str], content_type: str = "", accept: str = "", **headers: str
+    ) -> list[Answer]:
         headers = {**headers, **({"Content-Type": content_type} if content_type else {})}
         headers = {**headers, **({"Accept": accept} if accept else {})}
         return self.ask_parts([[Part("body", body, content_type)] for body in bodies], headers)
@@ -80,7 +82,8 @@ class Model:
                 "requestId": f"id-{number}".encode(),
                 "headers": [{"name": name.encode(), "value": value.encode()} for name, value in headers.items()],
                 "parameters": [
-                    {"name": part.name, "value": as_sent(part.value), "contentType": part.content_type} for part in parts
+                    {"name": part.name, "value": as_sent(part.value), "contentType": part.content_type}
+                    for part in parts
                 ],
             }
             for number, parts in enumerate(requests)
@@ -128,4 +131,6 @@ def npy_header(header: str, data: bytes = b"") -> bytes:
 
 
 def csv(rows: Any, delimiter: str = ",") -> bytes:
-    return "\n".join(delimiter.join("" if value != value else repr(float(value)) for value in row) for row in rows).encode()
+    return "\n".join(
+        delimiter.join("" if np.isnan(value) else repr(float(value)) for value in row) for row in rows
+    ).encode()

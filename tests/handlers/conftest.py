@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from handlers.calling import Model
 
 # As the server sets it for its workers; libgomp reads it once.

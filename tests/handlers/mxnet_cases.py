@@ -38,7 +38,9 @@ def told(function: Callable[[], Any]) -> Any:
         return [type(error).__name__, str(error)]
 
 
-def checkpoint(folder: Path, channels: int = 3, label: bool = False, leave_out: str = "", epochs: tuple[int, ...] = (0,)) -> Path:
+def checkpoint(
+    folder: Path, channels: int = 3, label: bool = False, leave_out: str = "", epochs: tuple[int, ...] = (0,)
+) -> Path:
     """The mean of each colour, then a softmax: the answer says which colour the picture has most of."""
     folder.mkdir()
     network = mx.sym.mean(mx.sym.var("data"), axis=(2, 3))
@@ -79,7 +81,9 @@ def png_of(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
 
 
 def npy(array: Any) -> bytes:
@@ -107,7 +111,11 @@ def ask_all(root: Path) -> None:
     CASES["blue CSV"] = ask(model, ",".join(map(str, pixels.ravel())).encode(), "text/csv")
 
     grey = load(checkpoint(root / "grey", channels=1))
-    for name, body in {"grey": picture("L", 200), "grey16": grey16(200 * 257), "grey of RGB": picture("RGB", (200,) * 3)}.items():
+    for name, body in {
+        "grey": picture("L", 200),
+        "grey16": grey16(200 * 257),
+        "grey of RGB": picture("RGB", (200,) * 3),
+    }.items():
         decoded = mxnet_handler._decode_image(body, (1, 1, SIDE, SIDE))
         CASES[name] = [list(decoded.shape), float(decoded.min()), float(decoded.max())]
         CASES[f"{name} answer"] = len(ask(grey, body))
@@ -116,7 +124,7 @@ def ask_all(root: Path) -> None:
     bad = {
         "empty": (b"", "image/png"),
         "text": (b"not an image", "image/png"),
-        "cut off": (picture("RGB", 0)[:60], "image/png"),
+        "cut off": (picture("RGB", 0)[:45], "image/png"),
         "bomb": (png_of(9000, 9000), "image/png"),
         "large bomb": (png_of(100_000, 100_000), "image/png"),
         "no pixels": (png_of(0, 5), "image/png"),
@@ -175,9 +183,16 @@ def broken_archives(root: Path) -> None:
     changed("no shapes", lambda folder: (folder / "net-shapes.json").unlink())
     changed("bad shapes", write("net-shapes.json", b'{"shape": 1}'))
     changed("text shapes", write("net-shapes.json", b"text"))
-    changed("absurd shapes", write("net-shapes.json", b'[{"shape": [1, 3, 40000, 40000], "name": "data"}]'))
+    changed("other shapes", write("net-shapes.json", b'[{"shape": [1, 3, 4], "name": "data"}]'))
+    for name, shape in {"absurd": "1, 3, 40000, 40000", "negative": "1, 3, -4, -4", "zero": "0, 3, 4, 4"}.items():
+        changed(f"{name} shapes", write("net-shapes.json", f'[{{"shape": [{shape}], "name": "data"}}]'.encode()))
     changed("no symbol", lambda folder: (folder / "net-symbol.json").unlink())
-    changed("two networks", lambda folder: [shutil.copy(folder / f"net{end}", folder / f"b{end}") for end in ("-symbol.json", "-0000.params")])
+    changed(
+        "two networks",
+        lambda folder: [
+            shutil.copy(folder / f"net{end}", folder / f"b{end}") for end in ("-symbol.json", "-0000.params")
+        ],
+    )
     changed("text symbol", write("net-symbol.json", b"text"))
     changed("cut off symbol", write("net-symbol.json", symbol[: len(symbol) // 2]))
     changed("text params", write("net-0000.params", b"text"))
@@ -187,4 +202,4 @@ def broken_archives(root: Path) -> None:
 
 
 ask_all(Path(sys.argv[1]))
-print(json.dumps(CASES))
+print(json.dumps(CASES))  # noqa: T201

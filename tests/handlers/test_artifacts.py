@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import pytest
 import xgboost
-from handlers.calling import Model, csv
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +28,8 @@ from polyhost_handlers.xgboost_handler import XGBoostHandler
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from handlers.calling import Model, csv
 
 XGBOOST = ROOT / "tests" / "data" / "xgboost"
 ROWS = np.array([[1.0, 2.0], [2.0, 1.0], [3.0, 3.0], [5.0, 4.0]])
@@ -229,7 +230,7 @@ def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
     """
     (tmp_path / "file").touch()
     for name in ("file", "missing"):
-        with pytest.raises(LoadFailed, match="is not a folder"):
+        with pytest.raises(LoadFailed, match=r"is not a folder"):
             recognise(tmp_path / name, {})
 
 
@@ -247,11 +248,11 @@ def test_pipes_and_links_do_not_hang(tmp_path: Path) -> None:
     (tmp_path / "nowhere").symlink_to("missing")
     (tmp_path / "b-symbol.json").mkdir()
 
-    with pytest.raises(LoadFailed, match="No handler knows this archive"):
+    with pytest.raises(LoadFailed, match=r"No handler knows this archive"):
         recognise(tmp_path, {})
     write_params(tmp_path / "c-0000.params", {})
     os.mkfifo(tmp_path / "c-symbol.json")
-    with pytest.raises(LoadFailed, match="No handler knows this archive"):
+    with pytest.raises(LoadFailed, match=r"No handler knows this archive"):
         recognise(tmp_path, {})
 
 
@@ -267,11 +268,11 @@ def test_an_unreadable_file_is_a_failed_load(
         raise PermissionError(13, "Permission denied", "xgboost-model")
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(LoadFailed, match="Unable to load model: .*Permission denied"):
+    with pytest.raises(LoadFailed, match=r"Unable to load model: .*Permission denied"):
         load("auto", tmp_path)
     monkeypatch.setattr(Path, "open", refuse)
     (tmp_path / "xgboost-model").rename(tmp_path / "weights")
-    with pytest.raises(LoadFailed, match="Unable to load model: .*Permission denied"):
+    with pytest.raises(LoadFailed, match=r"Unable to load model: .*Permission denied"):
         load("auto", tmp_path)
 
 

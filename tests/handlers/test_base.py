@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from handlers.calling import Model, Part
 from mms.service import Service
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point, folder_bytes
 from polyhost_handlers.errors import BadInput, LoadFailed, NoContent
+
+from handlers.calling import Model, Part
 
 
 class Teller(Handler):
@@ -124,7 +125,8 @@ def test_an_error_is_mmss_json_in_one_sentence(model: Model) -> None:
 
     assert answer.json() == {"code": 400, "type": "BadRequestException", "message": "Send something better."}
     assert answer.content_type == "application/json"
-    assert answer.body.startswith(b'{\n  "code": 400') and answer.body.endswith(b"}\n")
+    assert answer.body.startswith(b'{\n  "code": 400')
+    assert answer.body.endswith(b"}\n")
 
 
 def test_no_content_has_no_body(model: Model) -> None:

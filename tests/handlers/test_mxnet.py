@@ -41,7 +41,7 @@ def test_the_best_class_is_the_colour(case: str, answers: dict[str, Any]) -> Non
     """
     answer = answers[case]
 
-    assert best(answer) == case.split()[0]
+    assert best(answer) == case.split(maxsplit=1)[0]
     assert len(answer) == 3
     probabilities = [float(line.removeprefix("probability=").partition(",")[0]) for line in answer]
     assert probabilities == sorted(probabilities, reverse=True)
@@ -127,8 +127,14 @@ def test_networks_of_other_shapes(answers: dict[str, Any]) -> None:
         ("no shapes", "net-shapes.json is missing; it names the input and its shape."),
         ("bad shapes", "net-shapes.json is not [{"),
         ("text shapes", "net-shapes.json is not [{"),
-        ("absurd shapes", "net-symbol.json: "),
-        ("no symbol", "one *-symbol.json with its *-0000.params belongs here, found net-0000.params, net-shapes.json, synset.txt."),
+        ("other shapes", "net-symbol.json: MXNetError: Error in operator mean0: Check failed: "),
+        ("absurd shapes", "net-shapes.json has the shape [1, 3, 40000, 40000], which no network takes."),
+        ("negative shapes", "net-shapes.json has the shape [1, 3, -4, -4], which no network takes."),
+        ("zero shapes", "net-shapes.json has the shape [0, 3, 4, 4], which no network takes."),
+        (
+            "no symbol",
+            "one *-symbol.json with its *-0000.params belongs here, found net-0000.params, net-shapes.json",
+        ),
         ("two networks", "one *-symbol.json with its *-0000.params belongs here, found b-0000.params, b-symbol.json"),
         ("text symbol", "net-symbol.json: "),
         ("cut off symbol", "net-symbol.json: "),
@@ -153,5 +159,7 @@ def test_without_mxnet_the_sentence_says_what_to_install(tmp_path: Path) -> None
     """
     This environment has none.
     """
-    with pytest.raises(LoadFailed, match="mxnet cannot be imported here .* make its environment with scripts/install-mxnet"):
+    with pytest.raises(
+        LoadFailed, match=r"mxnet cannot be imported here .* make its environment with scripts/install-mxnet"
+    ):
         MXNetHandler.load(ModelSource(tmp_path, "m", {}))

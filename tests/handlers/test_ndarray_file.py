@@ -103,7 +103,9 @@ def test_any_damage_is_broken_params_or_arrays(data: st.DataObject, tmp_path_fac
     path = tmp_path_factory.getbasetemp() / "damaged.params"
     write_params(path, {"weight": NUMBERS, "bias": np.zeros(()), "empty": np.zeros((0, 2))})
     content = bytearray(path.read_bytes())
-    for position, byte in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=6)):
+    for position, byte in data.draw(
+        st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), max_size=6)
+    ):
         content[position] = byte
     try:
         read_params(bytes(content[: data.draw(st.integers(0, len(content)))]))
@@ -165,5 +167,9 @@ def test_the_mxnet_environment_imports_our_tree() -> None:
     """
     What is tested there is what is tested here.
     """
-    command = [MXNET_PYTHON if MXNET_PYTHON.exists() else sys.executable, "-c", "import polyhost_handlers as p; print(p.__file__)"]
+    command = [
+        MXNET_PYTHON if MXNET_PYTHON.exists() else sys.executable,
+        "-c",
+        "import polyhost_handlers as p; print(p.__file__)",
+    ]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith(str(ROOT))

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from handlers.calling import Model, csv, npy, npy_header
 from onnx import TensorProto, helper
 from polyhost_handlers.base import ModelSource, Request
 from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed
 from polyhost_handlers.onnx_handler import OnnxHandler
+
+from handlers.calling import Model, csv, npy, npy_header
 
 FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING
 ROWS = [[0.5, -1.0, 2.0], [3.0, 4.0, -5.5]]
@@ -78,7 +79,10 @@ def test_every_output(serve: Callable[..., Model]) -> None:
     model = serve(*negated(), SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT="text/csv")
 
     assert model.ask(csv(ROWS)).body == b"-0.5,1.0,-2.0\n-3.0,-4.0,5.5"
-    assert np.load(io.BytesIO(model.ask(csv(ROWS), accept="application/x-npy").body)).tolist() == (-np.array(ROWS)).tolist()
+    assert (
+        np.load(io.BytesIO(model.ask(csv(ROWS), accept="application/x-npy").body)).tolist()
+        == (-np.array(ROWS)).tolist()
+    )
     assert model.ask(csv(ROWS), accept="application/json").content_type == "application/json"
 
 
@@ -201,7 +205,12 @@ def test_a_classifiers_maps(serve: Callable[..., Model]) -> None:
         (b'[{"a": 1}]', "application/json", 400, 'The JSON object has no "instances"'),
         (b"a,b,c", "text/csv", 400, "'a' is not a number"),
         (npy(np.zeros(3, dtype=[("a", "f4")])), "application/x-npy", 400, "send numbers"),
-        (npy_header("{'descr': '|S0', 'fortran_order': False, 'shape': (9000000, 3), }"), "application/x-npy", 400, "send numbers"),
+        (
+            npy_header("{'descr': '|S0', 'fortran_order': False, 'shape': (9000000, 3), }"),
+            "application/x-npy",
+            400,
+            "send numbers",
+        ),
         (b"1,2,3", "text/libsvm", 415, "send text/csv, application/json"),
         (b"1e300,2,3", "text/csv", 200, ""),
     ],
@@ -241,7 +250,7 @@ def test_what_is_no_network(files: dict[str, bytes], sentence: str, tmp_path: Pa
     """
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(LoadFailed, match=f"^Unable to load model: {sentence}"):
+    with pytest.raises(LoadFailed, match=rf"^Unable to load model: {sentence}"):
         load("onnx_handler", tmp_path)
 
 

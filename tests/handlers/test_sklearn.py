@@ -13,7 +13,6 @@ from typing import Any
 import joblib
 import numpy as np
 import pytest
-from handlers.calling import Model, csv, npy, npy_header
 from polyhost_handlers.errors import LoadFailed
 from sklearn.cluster import DBSCAN, KMeans
 from sklearn.compose import ColumnTransformer
@@ -23,10 +22,13 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
+from handlers.calling import Model, csv, npy, npy_header
+
 RANDOM = np.random.default_rng(3)
 NUMBERS = RANDOM.normal(size=(40, 2)).round(2)
 TABLE = np.column_stack([NUMBERS.astype(object), RANDOM.choice(["y", "n"], 40)])
 ROWS = [[0.5, -1.0], [2.0, 3.0]]
+OBJECTS = npy_header("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", pickle.dumps(1))
 
 
 def regression() -> Any:
@@ -137,7 +139,9 @@ def test_a_classifier_of_texts(body: bytes, content_type: str, serve: Callable[.
     """
     A vectorizer takes a list of texts, and a label with a comma in it is one field of CSV.
     """
-    texts = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(["good day", "bad night"], ["fine", "not so, no"])
+    texts = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(
+        ["good day", "bad night"], ["fine", "not so, no"]
+    )
     model = serve(texts)
 
     assert model.ask(body, content_type).json() == ["fine", "not so, no"]
@@ -182,8 +186,7 @@ def test_what_predicts_and_transforms_predicts(serve: Callable[..., Model]) -> N
         (b"[[1], 2]", "application/json", 400, "Row 2 is a int"),
         (b"[[1" + b"0" * 400 + b", 1]]", "application/json", 400, "not a number"),
         (npy([[object()]])[:60], "application/x-npy", 400, "not a .npy file"),
-        (npy_header("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", pickle.dumps(1)), "application/x-npy", 400,
-         "dtype object: send numbers"),
+        (OBJECTS, "application/x-npy", 400, "dtype object: send numbers"),
         (npy([["a", "b"]]), "application/x-npy", 400, "send rows of numbers"),
         (b"1,2", "text/libsvm", 415, "send text/csv, application/json"),
     ],
@@ -233,7 +236,9 @@ def dump_pickle(name: str, protocol: int) -> Callable[[Any, Path], None]:
         dump_pickle("model", 4),
     ],
 )
-def test_however_it_was_dumped(dump: Callable[[Any, Path], None], handler: str, tmp_path: Path, load: Callable[..., Model]) -> None:
+def test_however_it_was_dumped(
+    dump: Callable[[Any, Path], None], handler: str, tmp_path: Path, load: Callable[..., Model]
+) -> None:
     """
     joblib with every compressor, and plain pickles of every protocol.
     """
@@ -254,7 +259,9 @@ def test_model_joblib_is_the_model_among_other_pickles(tmp_path: Path, load: Cal
     assert load("sklearn_handler", tmp_path).ask(csv(ROWS)).status == 200
 
 
-def test_a_module_that_is_missing_is_named(tmp_path: Path, load: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_is_missing_is_named(
+    tmp_path: Path, load: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """
     The customer's own, which the archive does not bring.
     """
@@ -264,7 +271,9 @@ def test_a_module_that_is_missing_is_named(tmp_path: Path, load: Callable[..., M
     joblib.dump(FunctionTransformer(module.double), tmp_path / "model.joblib")
     monkeypatch.delitem(sys.modules, "their_features")
 
-    with pytest.raises(LoadFailed, match="model.joblib needs the Python module their_features, which is not installed here"):
+    with pytest.raises(
+        LoadFailed, match=r"model.joblib needs the Python module their_features, which is not installed here"
+    ):
         load("sklearn_handler", tmp_path)
 
 
@@ -278,7 +287,7 @@ def test_a_pickle_that_is_cut_off(compress: Any, tmp_path: Path, load: Callable[
     content = path.read_bytes()
     for length in range(0, len(content) - 20, len(content) // 25):
         path.write_bytes(content[:length])
-        with pytest.raises(LoadFailed, match="^Unable to load model: model.joblib cannot be unpickled: ."):
+        with pytest.raises(LoadFailed, match=r"^Unable to load model: model.joblib cannot be unpickled: ."):
             load("sklearn_handler", tmp_path)
 
 
@@ -292,12 +301,14 @@ def test_a_pickle_that_is_cut_off(compress: Any, tmp_path: Path, load: Callable[
         b"\x80\x04cnumpy\nempty\n\x8a\x06\x00\x00\x00\x00\x00\x10\x85R.",  # an array of 2**44 numbers
     ],
 )
-def test_a_broken_pickle_that_asks_for_absurd_amounts(content: bytes, tmp_path: Path, load: Callable[..., Model]) -> None:
+def test_a_broken_pickle_that_asks_for_absurd_amounts(
+    content: bytes, tmp_path: Path, load: Callable[..., Model]
+) -> None:
     """
     It is broken, memory is not short.
     """
     (tmp_path / "model.joblib").write_bytes(content)
-    with pytest.raises(LoadFailed, match="cannot be unpickled"):
+    with pytest.raises(LoadFailed, match=r"cannot be unpickled"):
         load("sklearn_handler", tmp_path)
 
 
@@ -317,7 +328,7 @@ def test_an_archive_without_a_pickle(tmp_path: Path, load: Callable[..., Model])
     What was found instead.
     """
     (tmp_path / "weights.h5").touch()
-    with pytest.raises(LoadFailed, match="no model.joblib or .* in the archive, found weights.h5"):
+    with pytest.raises(LoadFailed, match=r"no model.joblib or .* in the archive, found weights.h5"):
         load("sklearn_handler", tmp_path)
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import xgboost
 from conftest import ROOT
-from handlers.calling import Model, csv, npy
-from handlers.test_recordio import record
 from polyhost_handlers.errors import HandlerError, LoadFailed
 from polyhost_handlers.recordio import encode_features
 from polyhost_handlers.xgboost_selection import select
+
+from handlers.calling import Model, csv, npy
+from handlers.test_recordio import record
 
 FIXTURES = ROOT / "tests" / "data" / "xgboost"
 EXPECTED = json.loads((FIXTURES / "expected.json").read_text())
@@ -28,9 +29,13 @@ LABELS = (np.abs(TRAINING[:, 0] + TRAINING[:, 1]) * 2).astype(int).clip(0, 2)
 ROWS = np.array([[0.5, -1.25, 2, 0], [NAN, 0.75, NAN, 3], [1, 2, 3, 4]])
 
 
-def train(folder: Path, rounds: int = 4, name: str = "xgboost-model", target: Any = None, **parameters: Any) -> xgboost.Booster:
+def train(
+    folder: Path, rounds: int = 4, name: str = "xgboost-model", target: Any = None, **parameters: Any
+) -> xgboost.Booster:
     target = TRAINING[:, 0] * 3 + TRAINING[:, 1] if target is None else target
-    booster = xgboost.train({"max_depth": 3, "nthread": 1, "verbosity": 0, **parameters}, xgboost.DMatrix(TRAINING, target), rounds)
+    booster = xgboost.train(
+        {"max_depth": 3, "nthread": 1, "verbosity": 0, **parameters}, xgboost.DMatrix(TRAINING, target), rounds
+    )
     save(booster, folder / name)
     return booster
 
@@ -99,11 +104,11 @@ LIBSVM = b"1 0:0.5 1:-1.25 2:2 3:0\n0 1:0.75 3:3\n1 0:1 1:2 2:3 3:4"
         (b"1 1:0.5 2:-1.25 3:2 4:0\n0 2:0.75 4:3\n1 1:1 2:2 3:3 4:4", "text/libsvm"),
         (encode_features(ROWS), "application/x-recordio-protobuf"),
         (
-            record([0.5, -1.25, 2, 0], [0, 1, 2, 3], [4]) + record([0.75, 3], [1, 3], [4]) + record([1, 2, 3, 4], [0, 1, 2, 3]),
+            record([0.5, -1.25, 2, 0], [0, 1, 2, 3], [4]) + record([0.75, 3], [1, 3], [4]) + record([1, 2, 3, 4]),
             "application/x-recordio-protobuf",
         ),
         (b"[[0.5, -1.25, 2, 0], [null, 0.75, null, 3], [1, 2, 3, 4]]", "application/json"),
-        (b'{"instances": [{"features": [0.5, -1.25, 2, 0]}, {"features": [null, 0.75, NaN, 3]}, {"values": [1, 2, 3, 4]}]}',
+        (b'{"instances": [{"features": [0.5, -1.25, 2, 0]}, {"values": [null, 0.75, NaN, 3]}, {"values": [1,2,3,4]}]}',
          "application/json"),
         (b"[0.5, -1.25, 2, 0]\n[null, 0.75, null, 3]\n[1, 2, 3, 4]\n", "application/jsonlines"),
         (npy(ROWS), "application/x-npy"),
@@ -166,7 +171,9 @@ def test_batch_transform_wants_a_line_each(load: Callable[..., Model], plain: tu
     """
     model = load("xgboost_handler", plain[0], SAGEMAKER_BATCH="true")
 
-    assert model.ask(csv(ROWS), accept="text/csv").body == "".join(f"{value}\n" for value in predicted(plain[1])).encode()
+    assert (
+        model.ask(csv(ROWS), accept="text/csv").body == "".join(f"{value}\n" for value in predicted(plain[1])).encode()
+    )
 
 
 def test_recordio_answers_a_record_each(model: Model, plain: tuple[Path, xgboost.Booster]) -> None:
@@ -182,7 +189,9 @@ def test_recordio_answers_a_record_each(model: Model, plain: tuple[Path, xgboost
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/csv"])
-def test_the_containers_default_accept(accept: str, load: Callable[..., Model], plain: tuple[Path, xgboost.Booster]) -> None:
+def test_the_containers_default_accept(
+    accept: str, load: Callable[..., Model], plain: tuple[Path, xgboost.Booster]
+) -> None:
     """
     SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT, where the client does not say.
     """
@@ -259,7 +268,7 @@ def test_an_ensemble_of_classes_is_a_vote(tmp_path: Path, load: Callable[..., Mo
     assert len({tuple(vote) for vote in votes}) > 1
     for column, said in zip(votes.T, answer, strict=True):
         counts = {value: list(column).count(value) for value in sorted(column)}
-        assert said == max(counts, key=lambda value: counts[value])  # noqa: B023
+        assert said == max(counts, key=lambda value: counts[value])
 
 
 def test_an_ensemble_of_hinges_is_a_vote(tmp_path: Path, load: Callable[..., Model]) -> None:
@@ -279,7 +288,9 @@ def test_an_ensemble_may_be_switched_off(tmp_path: Path, load: Callable[..., Mod
     first = train(tmp_path, 2, "a")
     train(tmp_path, 6, "b")
 
-    assert load("xgboost_handler", tmp_path, SAGEMAKER_INFERENCE_ENSEMBLE="False").ask(csv(ROWS)).json() == predicted(first)
+    assert load("xgboost_handler", tmp_path, SAGEMAKER_INFERENCE_ENSEMBLE="False").ask(csv(ROWS)).json() == predicted(
+        first
+    )
 
 
 def test_what_is_no_ensemble_does_not_load(tmp_path: Path, load: Callable[..., Model]) -> None:
@@ -289,7 +300,7 @@ def test_what_is_no_ensemble_does_not_load(tmp_path: Path, load: Callable[..., M
     train(tmp_path, 2, "a")
     train(tmp_path, 2, "b", LABELS, objective="multi:softprob", num_class=3)
 
-    with pytest.raises(LoadFailed, match="a, b differ in features or classes, so they are no ensemble"):
+    with pytest.raises(LoadFailed, match=r"a, b differ in features or classes, so they are no ensemble"):
         load("xgboost_handler", tmp_path)
 
 
@@ -365,7 +376,11 @@ def expected_content(objective: str, raw: Any) -> dict[str, Any]:
         label, labels, score, scores = best, [0, 1, 2], max(raw), raw
     else:
         label = {"binary:logistic": int(raw > 0.5), "binary:logitraw": int(raw > 0)}.get(objective, raw)
-        labels, score, scores = [0, 1, 2] if objective == "multi:softmax" else [0, 1], raw, [1 - raw, raw] if raw is not None else []
+        labels, score, scores = (
+            [0, 1, 2] if objective == "multi:softmax" else [0, 1],
+            raw,
+            [1 - raw, raw] if raw is not None else [],
+        )
     return {
         "predicted_label": label,
         "labels": labels,
@@ -382,7 +397,9 @@ def test_selected_content_in_every_format(tmp_path: Path, load: Callable[..., Mo
     CSV in the order that was asked for, lists quoted; a record's labels; a line of JSON each.
     """
     booster = train(tmp_path, 3, target=LABELS > 0, objective="binary:logistic")
-    model = load("xgboost_handler", tmp_path, SAGEMAKER_INFERENCE_OUTPUT="predicted_label,probabilities,predicted_score")
+    model = load(
+        "xgboost_handler", tmp_path, SAGEMAKER_INFERENCE_OUTPUT="predicted_label,probabilities,predicted_score"
+    )
     values = predicted(booster)
 
     lines = model.ask(csv(ROWS), accept="text/csv").body.decode().split("\n")
@@ -407,7 +424,7 @@ def test_an_objective_without_selectable_content() -> None:
     """
     AWS has none for rankings.
     """
-    with pytest.raises(HandlerError, match="no content for the objective rank:pairwise"):
+    with pytest.raises(HandlerError, match=r"no content for the objective rank:pairwise"):
         select(np.array([1.0]), ["predicted_score"], "rank:pairwise", 0)
 
 
@@ -420,7 +437,9 @@ def test_an_objective_without_selectable_content() -> None:
         ({"anything": b"some text\n"}, "anything is not a readable XGBoost model"),
     ],
 )
-def test_an_archive_without_a_model(files: dict[str, bytes], sentence: str, tmp_path: Path, load: Callable[..., Model]) -> None:
+def test_an_archive_without_a_model(
+    files: dict[str, bytes], sentence: str, tmp_path: Path, load: Callable[..., Model]
+) -> None:
     """
     AWS's words first, then what was found.
     """

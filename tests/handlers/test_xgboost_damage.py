@@ -24,11 +24,12 @@ import numpy as np
 import pytest
 import xgboost
 from conftest import ROOT
-from handlers.test_xgboost import EXPECTED, FIXTURES, LABELS, TRAINING
 from polyhost_handlers.errors import LoadFailed
 from polyhost_handlers.xgboost_artifact import load_booster
 from polyhost_handlers.xgboost_binary import check_binary
 from polyhost_handlers.xgboost_document import BrokenModel, check_document
+
+from handlers.test_xgboost import EXPECTED, FIXTURES, LABELS, TRAINING
 
 REFUSED = "^Unable to load model: xgboost-model is not a readable XGBoost model: "
 
@@ -80,7 +81,7 @@ def test_the_refusal_names_what_was_ordered(tmp_path: Path) -> None:
     """
     So that its owner can see why.
     """
-    with pytest.raises(LoadFailed, match=f"{REFUSED}it names posix.system, which no model of XGBoost's does$"):
+    with pytest.raises(LoadFailed, match=rf"{REFUSED}it names posix.system, which no model of XGBoost's does$"):
         load(tmp_path, pickle.dumps(Orders(os.system, "true")))
 
 
@@ -157,7 +158,9 @@ def test_every_protocol_of_a_good_pickle(tmp_path: Path) -> None:
     Boosters and wrappers, with what training leaves in them.
     """
     booster = trained()
-    wrapper = xgboost.XGBRegressor(n_estimators=3, n_jobs=1, random_state=np.random.RandomState(0), early_stopping_rounds=2)
+    wrapper = xgboost.XGBRegressor(
+        n_estimators=3, n_jobs=1, random_state=np.random.RandomState(0), early_stopping_rounds=2
+    )
     wrapper.fit(TRAINING, TRAINING[:, 0], eval_set=[(TRAINING, TRAINING[:, 0])], verbose=False)
     rows = xgboost.DMatrix(TRAINING)
     for protocol in range(6):
@@ -264,7 +267,9 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a feature below none": lambda model: put(tree(model)["split_indices"], 0, -1),
     "fewer parents than nodes": lambda model: tree(model)["parents"].pop(),
     "fewer features than nodes": lambda model: tree(model)["split_indices"].pop(),
-    "no nodes": lambda model: [tree(model)[name].clear() for name in ("left_children", "right_children", "parents", "split_indices")],
+    "no nodes": lambda model: [
+        tree(model)[name].clear() for name in ("left_children", "right_children", "parents", "split_indices")
+    ],
     "a tree of no class": lambda model: put(model_of(model)["tree_info"], 0, 3),
     "fewer classes than trees": lambda model: model_of(model)["tree_info"].pop(),
     "rounds that go back": lambda model: put(model_of(model)["iteration_indptr"], 1, 9),
@@ -336,7 +341,10 @@ def test_good_models_of_categories_targets_and_no_rounds_pass(tmp_path: Path) ->
     features = np.column_stack([[random.randrange(30) for _ in TRAINING], TRAINING[:, 0]])
     matrix = xgboost.DMatrix(features, features[:, 0] % 3, feature_types=["c", "q"], enable_categorical=True)
     categories = xgboost.train({"max_cat_to_onehot": 4, "nthread": 1}, matrix, 3)
-    assert any(tree["categories_nodes"] for tree in json.loads(categories.save_raw("json"))["learner"]["gradient_booster"]["model"]["trees"])
+    assert any(
+        tree["categories_nodes"]
+        for tree in json.loads(categories.save_raw("json"))["learner"]["gradient_booster"]["model"]["trees"]
+    )
     targets = xgboost.DMatrix(TRAINING, TRAINING[:, :3])
     vectors = xgboost.train({"multi_strategy": "multi_output_tree", "nthread": 1}, targets, 3)
     quantiles = trained(objective="reg:quantileerror", quantile_alpha=[0.1, 0.5, 0.9])
@@ -363,7 +371,7 @@ def test_categories_that_lie_elsewhere() -> None:
     ):
         model = json.loads(content)
         put(tree(model)[name], 0, value)
-        with pytest.raises(BrokenModel, match="do not fit together"):
+        with pytest.raises(BrokenModel, match=r"do not fit together"):
             check_document(json.dumps(model).encode())
 
 

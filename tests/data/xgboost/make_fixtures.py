@@ -60,8 +60,14 @@ def train(objective):
 
 def train_sklearn(objective):
     features, target = training_data()
-    options = {"n_estimators": ROUNDS, "max_depth": 2, "learning_rate": 0.5, "n_jobs": 1,
-               "random_state": SEED, "objective": objective}
+    options = {
+        "n_estimators": ROUNDS,
+        "max_depth": 2,
+        "learning_rate": 0.5,
+        "n_jobs": 1,
+        "random_state": SEED,
+        "objective": objective,
+    }
     if objective == LOGISTIC:
         return xgb.XGBClassifier(**options).fit(features, labels(target))
     return xgb.XGBRegressor(**options).fit(features, target)
@@ -142,8 +148,7 @@ def merge(path, entries):
 def main(out_dir):
     writers = WRITERS.get((MAJOR_MINOR, sys.version_info[0]))
     if writers is None:
-        sys.exit("no fixture is written by xgboost %s on Python %s"
-                 % (VERSION, platform.python_version()))
+        sys.exit("no fixture is written by xgboost %s on Python %s" % (VERSION, platform.python_version()))
     entries = {}
     for name, objective, trainer, saver in writers:
         model = trainer(objective)
