@@ -133,7 +133,7 @@ def test_a_damaged_artifact_that_asks_for_absurd_amounts_is_not_a_lack_of_memory
             "MXNetError: Check failed: ok",
         ),
         (
-            "simple_bind error. Arguments:\ndata: (1, 3)\nMXNetError: Error in a: [11:10:12] ../src/b.h:2: Check failed",
+            "simple_bind error. Arguments:\ndata: (1, 3)\nMXNetError: Error in a: [11:10:12] src/b.h:2: Check failed",
             "MXNetError: Error in a: Check failed",
         ),
         ("first\nsecond", "first"),
