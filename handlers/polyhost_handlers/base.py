@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from polyhost_handlers.errors import (
 logger = logging.getLogger("polyhost.handlers")
 
 JSON = "application/json"
+_LAST_WORDS_SECS = 0.05
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,12 @@ def entry_point(handler: type[Handler]) -> Callable[[Any, Any], list[Any] | None
     def handle(data: list[dict[str, Any]] | None, context: Any) -> list[Any] | None:
         nonlocal model
         if model is None or data is None:
-            model = load_guarded(handler, _source_of(context))
+            try:
+                model = load_guarded(handler, _source_of(context))
+            except Exception:
+                # After a failed load the worker ends, and MMS stops reading its output: let it read why first.
+                time.sleep(_LAST_WORDS_SECS)
+                raise
         if data is None:
             return None
         return [_answer(model, item, context, index) for index, item in enumerate(data)]
