@@ -19,6 +19,7 @@ from polyhost_handlers.errors import (
     is_out_of_memory,
     load_errors_named,
 )
+from polyhost_handlers.onnx_files import names_files_elsewhere
 
 _INPUTS = (CSV, JSON, JSONLINES, NPY)
 _OUTPUTS = (JSON, CSV, NPY)
@@ -66,6 +67,8 @@ class OnnxHandler(Handler):
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         with load_errors_named(networks[0].name, networks[0].stat().st_size):
+            if names_files_elsewhere(networks[0]):
+                raise LoadFailed(f"Unable to load model: {networks[0].name} names files outside of its archive.")
             session = onnxruntime.InferenceSession(
                 str(networks[0]), sess_options=options, providers=["CPUExecutionProvider"],
             )  # fmt: skip

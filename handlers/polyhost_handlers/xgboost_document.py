@@ -17,6 +17,7 @@ import numpy as np
 _MAX_DEPTH = 32  # XGBoost's own documents have fewer than 12 levels
 _NO_CHILD = -1
 _MAX_CATEGORY = 2**24  # XGBoost's limit
+_TREES_AT_ONCE = 500  # enough for numpy to be quick, few enough to take little memory
 
 _LENGTH = struct.Struct(">q")
 _OBJECT, _OBJECT_END, _ARRAY, _ARRAY_END = b"{}[]"
@@ -35,7 +36,7 @@ class BrokenModel(ValueError):
 def check_document(data: bytes | bytearray) -> None:
     """`data` is a model or a snapshot of a learner, in UBJSON or JSON. Raises BrokenModel."""
     try:
-        document = _value(bytes(data), 0)[0] if data.startswith(b"{L") else json.loads(data)
+        document = _value(data, 0)[0] if data.startswith(b"{L") else json.loads(data)
         learner = document.get("Model", document)["learner"]
         booster = learner["gradient_booster"]
         features = int(learner["learner_model_param"]["num_feature"])
@@ -61,14 +62,14 @@ def _check_model(model: Mapping[str, Any], features: int, groups: int) -> None:
     _require(len(tree_info) == len(trees) and _are_within(tree_info, groups), "tree_info")
     rounds = np.asarray(model.get("iteration_indptr", []))
     _require(bool((np.diff(rounds) >= 0).all()) and _are_within(rounds, len(trees) + 1), "iteration_indptr")
-    if trees:
-        _check_nodes(trees, features)
-        for tree in trees:
-            _check_categories(tree)
+    for start in range(0, len(trees), _TREES_AT_ONCE):
+        _check_nodes(trees[start : start + _TREES_AT_ONCE], features)
+    for tree in trees:
+        _check_categories(tree)
 
 
 def _check_nodes(trees: Sequence[Mapping[str, Any]], features: int) -> None:
-    """Of all trees at once: each child is a node of its tree and names the node that it is a child of."""
+    """Of many trees at once: each child is a node of its tree and names the node that it is a child of."""
     sizes = np.array([len(tree["left_children"]) for tree in trees])
     left, right, parents, splits = (
         _column(trees, name, sizes) for name in ("left_children", "right_children", "parents", "split_indices")
@@ -113,7 +114,7 @@ def _require(condition: bool, name: str) -> None:
         raise BrokenModel(f"its {name} do not fit together")
 
 
-def _value(data: bytes, at: int, depth: int = 0) -> tuple[Any, int]:
+def _value(data: bytes | bytearray, at: int, depth: int = 0) -> tuple[Any, int]:
     """
     The UBJSON value at `at`, as XGBoost writes it, and where it ends; what XGBoost does not write is refused.
 
@@ -146,7 +147,7 @@ def _value(data: bytes, at: int, depth: int = 0) -> tuple[Any, int]:
     raise BrokenModel(f"no value begins at byte {at}")
 
 
-def _members(data: bytes, at: int, depth: int) -> tuple[dict[str, Any], int]:
+def _members(data: bytes | bytearray, at: int, depth: int) -> tuple[dict[str, Any], int]:
     members = {}
     while data[at] != _OBJECT_END:
         count, at = _length(data, at)
@@ -155,7 +156,7 @@ def _members(data: bytes, at: int, depth: int) -> tuple[dict[str, Any], int]:
     return members, at + 1
 
 
-def _items(data: bytes, at: int, depth: int) -> tuple[list[Any], int]:
+def _items(data: bytes | bytearray, at: int, depth: int) -> tuple[list[Any], int]:
     items = []
     if data[at] == _COUNTED:
         count, at = _length(data, at + 1)
@@ -169,14 +170,14 @@ def _items(data: bytes, at: int, depth: int) -> tuple[list[Any], int]:
     return items, at + 1
 
 
-def _length(data: bytes, at: int) -> tuple[int, int]:
+def _length(data: bytes | bytearray, at: int) -> tuple[int, int]:
     count = _LENGTH.unpack_from(data, at + 1)[0]
     if data[at] != _LENGTH_TYPE or not 0 <= count <= len(data):
         raise BrokenModel(f"no length stands at byte {at}")
     return count, at + 9
 
 
-def _within(data: bytes, end: int) -> int:
+def _within(data: bytes | bytearray, end: int) -> int:
     if end > len(data):
         raise BrokenModel(f"it ends at byte {len(data)}, {end - len(data)} more are due")
     return end

@@ -125,7 +125,7 @@ def test_a_damaged_artifact_that_asks_for_absurd_amounts_is_not_a_lack_of_memory
         ("plain", "plain"),
         ("", "LibraryError"),
         (
-            "[10:12:24] /workspace/src/data/data.cc:1173: Check failed: valid\nStack trace:\n  [bt] (0) x",
+            "[10:12:24] /workspace/src/data.cc:1173: Check failed: valid\nStack trace:\n  [bt] (0) x",
             "Check failed: valid",
         ),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -12,9 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from polyhost_handlers.base import ModelSource, Request
 from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed
+from polyhost_handlers.onnx_files import names_files_elsewhere
 from polyhost_handlers.onnx_handler import OnnxHandler
 
 from handlers.calling import Model, csv, npy, npy_header
@@ -252,6 +256,82 @@ def test_what_is_no_network(files: dict[str, bytes], sentence: str, tmp_path: Pa
         (tmp_path / name).write_bytes(content)
     with pytest.raises(LoadFailed, match=rf"^Unable to load model: {sentence}"):
         load("onnx_handler", tmp_path)
+
+
+def outside(location: str, backwards: bool = False) -> TensorProto:
+    """Weights that lie in another file."""
+    tensor = TensorProto(name="w", data_type=FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("length", "8")):
+        tensor.external_data.add(key=key, value=value)
+    if backwards:
+        # Valid protobuf all the same: the value before its key.
+        entry = tensor.external_data[0].SerializeToString()
+        length = 2 + len("location")
+        del tensor.external_data[0]
+        swapped = entry[length:] + entry[:length]
+        tensor.MergeFromString(bytes([13 << 3 | 2, len(swapped)]) + swapped)
+        assert tensor.external_data[-1].key == "location"
+    return tensor
+
+
+def in_a_branch(tensor: TensorProto) -> tuple[list[Any], list[TensorProto]]:
+    """As the constant of a graph in an attribute of a node."""
+    value = helper.make_tensor_value_info("c", FLOAT, [2])
+    branch = helper.make_graph([helper.make_node("Constant", [], ["c"], value=tensor)], "b", [], [value])
+    yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+    choice = helper.make_node("If", ["yes"], ["w"], then_branch=branch, else_branch=branch)
+    return [choice, helper.make_node("Add", ["x", "w"], ["y"])], [yes]
+
+
+@pytest.mark.parametrize("where", ["initializer", "backwards", "branch"])
+@pytest.mark.parametrize("location", ["../secret", "/ABSOLUTE/secret", "link", "sub/../../secret"])
+def test_a_network_that_names_files_elsewhere(
+    location: str, where: str, tmp_path: Path, load: Callable[..., Model]
+) -> None:
+    """
+    Older releases of onnxruntime read them, and the predictions tell what is in them.
+    """
+    folder, secret = tmp_path / "archive", tmp_path / "secret"
+    folder.mkdir()
+    secret.write_bytes(np.array([1, 2], "f4").tobytes())
+    (folder / "link").symlink_to(secret)
+    tensor = outside(location.replace("/ABSOLUTE", str(tmp_path)), backwards=where == "backwards")
+    nodes, tensors = [helper.make_node("Add", ["x", "w"], ["y"])], [tensor]
+    if where == "branch":
+        nodes, tensors = in_a_branch(tensor)
+    values = [helper.make_tensor_value_info(name, FLOAT, ["rows", 2]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], tensors)
+    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (folder / "model.onnx").write_bytes(network.SerializeToString())
+
+    with pytest.raises(LoadFailed, match=r"^Unable to load model: model.onnx names files outside of its archive"):
+        load("onnx_handler", folder)
+
+
+def test_weights_in_a_file_of_the_archive(tmp_path: Path, load: Callable[..., Model]) -> None:
+    """
+    Large networks are exported so.
+    """
+    (tmp_path / "weights.bin").write_bytes(np.array([1, 2], "f4").tobytes())
+    values = [helper.make_tensor_value_info(name, FLOAT, ["rows", 2]) for name in "xy"]
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [outside("weights.bin")])
+    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "model.onnx").write_bytes(network.SerializeToString())
+
+    assert load("onnx_handler", tmp_path).ask(b"0,0").json() == {"predictions": [[1, 2]]}
+
+
+@settings(max_examples=200)
+@given(content=st.binary(max_size=40) | st.binary(max_size=30).map(lambda tail: b"\x3a\x20\x2a\x1elocation" + tail))
+def test_any_bytes_have_names_or_are_broken(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """
+    The walk to the names ends, and raises nothing that a failed load would not name.
+    """
+    path = tmp_path_factory.getbasetemp() / "any.onnx"
+    path.write_bytes(content + b"location")
+    with contextlib.suppress(ValueError, IndexError):
+        assert names_files_elsewhere(path) in (True, False)
 
 
 @pytest.mark.filterwarnings("ignore")
