@@ -149,11 +149,6 @@ class Worker(asyncio.Protocol):
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
-    def close(self) -> None:
-        """The worker ends when it has answered what was sent."""
-        if self.transport is not None:
-            self.transport.close()
-
 
 class Template:
     """The process of one Python environment that forks its workers."""
