@@ -17,8 +17,7 @@ from urllib.parse import parse_qsl, unquote
 
 from polyhost.api.openapi import api_document, model_document
 from polyhost.engine.errors import BadRequest, EngineError, MethodNotAllowed, RouteNotFound
-from polyhost.engine.native.engine import NativeEngine, Registration
-from polyhost.engine.native.messages import Answer, Field, Item
+from polyhost.engine.protocol import Answer, Engine, Item, Registration
 
 logger = logging.getLogger("polyhost.api")
 
@@ -55,7 +54,7 @@ class Reply:
 class ContainerApi:
     """The application. `single_model` is the model that /invocations means when it names none."""
 
-    def __init__(self, engine: NativeEngine, *, max_request_bytes: int, single_model: str | None, workers: int) -> None:
+    def __init__(self, engine: Engine, *, max_request_bytes: int, single_model: str | None, workers: int) -> None:
         self._engine = engine
         self._max_request_bytes = max_request_bytes
         self._single_model = single_model
@@ -102,7 +101,7 @@ class ContainerApi:
             case ["models", name]:
                 return await self._model(scope, name)
             case ["predictions", name]:
-                self._engine.describe(name)  # raises if it is unknown
+                await self._engine.describe(name)  # raises if it is unknown
                 return json_reply(model_document(name))
             case ["execution-parameters"]:
                 return self._execution_parameters()
@@ -131,15 +130,7 @@ class ContainerApi:
     async def _item(self, scope: Scope, receive: Receive, request_id: str) -> Item:
         body = await self._body(scope, receive)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        content_type = headers.get("content-type", "")
-        if content_type.startswith(("multipart/form-data", "application/x-www-form-urlencoded")):
-            fields = form_fields(body, content_type)
-        else:
-            fields = [Field("body", content_type, body)]
-        if scope["query_string"]:
-            query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-            fields = [*(Field(name, "", value.encode()) for name, value in query if name != "model_name"), *fields]
-        return Item(request_id, headers, fields)
+        return Item(request_id, headers, scope["query_string"].decode("latin-1"), body)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         message = await receive()
@@ -178,7 +169,7 @@ class ContainerApi:
         query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
         match scope["method"]:
             case "GET":
-                return json_reply(self._engine.describe(name))
+                return json_reply(await self._engine.describe(name))
             case "DELETE":
                 await self._engine.unload(name)
                 return json_reply({"status": f'Model "{name}" unregistered'})
@@ -232,6 +223,7 @@ class ContainerApi:
             else None,
             response_timeout_secs=timeout * timeout_unit_secs or None,
             is_synchronous=str(given.get("synchronous", "true")).lower() != "false",
+            preload_model=str(given.get("preload_model", "false")).lower() == "true",
         )
 
     def _execution_parameters(self) -> Reply:
@@ -259,25 +251,6 @@ def answer_reply(answer: Answer) -> Reply:
         if name.lower().encode("latin-1", "replace") not in _NOT_A_HANDLERS and "\n" not in name + value
     )
     return Reply(answer.body, answer.status, headers)
-
-
-def form_fields(body: bytes, content_type: str) -> list[Field]:
-    """The fields of a form, multipart or urlencoded."""
-    if content_type.startswith("application/x-www-form-urlencoded"):
-        pairs = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True)
-        return [Field(name, "", value.encode()) for name, value in pairs]
-    import email.parser
-    import email.policy
-
-    parser = email.parser.BytesParser(policy=email.policy.HTTP)
-    message = parser.parsebytes(b"Content-Type: " + content_type.encode("latin-1") + b"\r\n\r\n" + body)
-    fields = []
-    for part in message.iter_parts():
-        name = part.get_param("name", header="content-disposition")
-        content = part.get_payload(decode=True)
-        kind = part.get_content_type() if part["content-type"] else ""
-        fields.append(Field(str(name or "body"), kind, content if isinstance(content, bytes) else b""))
-    return fields
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from polyhost.engine.errors import (
     PredictionFailed,
     Unavailable,
 )
-from polyhost.engine.native.messages import Answer, Answered, Done, Failed, Item, Load, Predict, Trim, Unload
+from polyhost.engine.native.messages import Answered, Done, Failed, Load, Predict, Trim, Unload
 from polyhost.engine.native.pool import (
     Template,
     Worker,
@@ -36,6 +36,7 @@ from polyhost.engine.native.pool import (
     resident_bytes,
 )
 from polyhost.engine.native.source import Inspector, Source
+from polyhost.engine.protocol import Answer, Item, Registration
 from polyhost.memory import fits, mib
 
 logger = logging.getLogger("polyhost.engine")
@@ -69,20 +70,6 @@ _MODULES = (
     "polyhost_handlers.script_handler",
     "polyhost_handlers.auto",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Registration:
-    """What a client asks for when it loads a model."""
-
-    url: str
-    name: str = ""
-    handler: str = ""
-    batch_size: int = 1
-    max_batch_delay_ms: int = 100
-    initial_workers: int | None = None
-    response_timeout_secs: float | None = None
-    is_synchronous: bool = True
 
 
 @dataclass(eq=False)
@@ -249,8 +236,7 @@ class NativeEngine:
     def url_of(self, name: str) -> str:
         return self._models[name].registration.url
 
-    def describe(self, name: str) -> dict[str, Any]:
-        """As MMS describes a model: keys in its order, what is unknown left out."""
+    async def describe(self, name: str) -> dict[str, Any]:
         model = self._get(name)
         wanted = len(model.copies)
         described = {

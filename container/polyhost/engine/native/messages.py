@@ -11,30 +11,7 @@ from typing import Union
 
 import msgspec
 
-
-class Field(msgspec.Struct, frozen=True, array_like=True):
-    """A part of a request: its raw body (named `body`), a form's field, a parameter of the query."""
-
-    name: str
-    content_type: str
-    value: bytes
-
-
-class Item(msgspec.Struct, frozen=True, array_like=True):
-    """One client's request. Header names as they came."""
-
-    request_id: str
-    headers: dict[str, str]
-    fields: list[Field]
-
-
-class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """What one client gets."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
+from polyhost.engine.protocol import Answer, Item
 
 # Front to worker
 

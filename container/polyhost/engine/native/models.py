@@ -24,7 +24,9 @@ from typing import Any, Protocol
 from polyhost_handlers.base import Handler, ModelSource, Request, answered, load_guarded, request_of
 from polyhost_handlers.errors import HandlerError, LoadFailed, memory_errors_translated
 
-from polyhost.engine.native.messages import Answer, Failed, Item, Load
+from polyhost.engine.native.fields import fields_of, is_raw
+from polyhost.engine.native.messages import Failed, Load
+from polyhost.engine.protocol import Answer, Item
 
 logger = logging.getLogger("polyhost.worker")
 
@@ -76,12 +78,12 @@ class PlainModel:
         return Answer(response.status or 200, headers, as_bytes(response.body))
 
     def _request(self, item: Item) -> Request:
-        if len(item.fields) == 1 and item.fields[0].name == "body":
-            headers = {name.lower(): value for name, value in item.headers.items()}
-            body, kind = item.fields[0].value, headers.get("content-type", "")
-            return Request(body, kind, headers.get("accept", ""), headers)
-        raw_headers: dict[str, Any] = {field.name: {"content-type": field.content_type} for field in item.fields}
-        return request_of({field.name: field.value for field in item.fields}, {**raw_headers, **item.headers}, None)
+        headers = item.headers
+        if is_raw(item):
+            return Request(item.body, headers.get("content-type", ""), headers.get("accept", ""), headers)
+        fields = fields_of(item)
+        raw_headers: dict[str, Any] = {field.name: {"content-type": field.content_type} for field in fields}
+        return request_of({field.name: field.value for field in fields}, {**raw_headers, **headers}, None)
 
 
 class MmsModel:
@@ -181,7 +183,7 @@ def _as_mms(item: Item) -> dict[str, Any]:
         "headers": [{"name": name.encode(), "value": value.encode()} for name, value in item.headers.items()],
         "parameters": [
             {"name": field.name, "contentType": field.content_type, "value": bytearray(field.value)}
-            for field in item.fields
+            for field in fields_of(item)
         ],
     }
 

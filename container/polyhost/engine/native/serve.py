@@ -17,8 +17,9 @@ import uvloop
 from polyhost.api.container import ContainerApi
 from polyhost.config import Config
 from polyhost.engine.mms import handler_spec, is_multi_model, require_free_port
-from polyhost.engine.native.engine import NativeEngine, Registration
+from polyhost.engine.native.engine import NativeEngine
 from polyhost.engine.native.source import Inspector
+from polyhost.engine.protocol import Registration
 from polyhost.memory import DEFAULT_SHARE, cpu_limit, memory_limit_bytes
 from polyhost.processes import become_subreaper, kill_descendants
 

@@ -1,0 +1,71 @@
+"""
+What every engine offers, and what passes between it and those who call it.
+
+Errors are those of `polyhost.engine.errors`; OutOfMemory is the one after which the caller unloads something and
+asks again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """What a client asks for when it loads a model."""
+
+    url: str
+    name: str = ""
+    handler: str = ""
+    batch_size: int = 1
+    max_batch_delay_ms: int = 100
+    initial_workers: int | None = None
+    response_timeout_secs: float | None = None
+    is_synchronous: bool = True
+    # MMS loads once and forks; each of our copies is loaded by itself. Passed on, and otherwise without effect.
+    preload_model: bool = False
+
+
+class Item(msgspec.Struct, frozen=True, array_like=True):
+    """One client's request as it came; header names in lower case, `query` without its question mark."""
+
+    request_id: str
+    headers: dict[str, str]
+    query: str
+    body: bytes
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """What one client gets."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Engine(Protocol):
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def load(self, registration: Registration) -> str:
+        """Load a model; the status text. Nothing is registered after an error."""
+
+    async def unload(self, name: str) -> None:
+        """Returns when the memory has been given back."""
+
+    async def scale(self, name: str, minimum: int, maximum: int | None, is_synchronous: bool) -> str:
+        """Have `minimum` copies of a model; the status text."""
+
+    async def invoke(self, name: str, item: Item) -> Answer: ...
+
+    def names(self) -> list[str]:
+        """Of what is registered, sorted."""
+
+    def url_of(self, name: str) -> str: ...
+
+    async def describe(self, name: str) -> dict[str, Any]:
+        """As MMS describes a model: keys in its order, what is unknown left out."""
