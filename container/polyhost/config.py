@@ -17,6 +17,7 @@ from polyhost.errors import InvalidSetting
 
 ENGINES = ("mms", "native")
 LOG_FORMATS = ("text", "json")
+ISOLATIONS = ("auto", "shared", "process")
 
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
@@ -91,6 +92,12 @@ class Config:
         "`module:function`; `/dir/file.py:function`.",
         parse=parse_handler,
     )
+    isolation: str = setting(
+        "auto",
+        "Which models share processes: `auto`, those of our handlers on archives of data alone; `shared`, all; "
+        "`process`, none. Engine `native`.",
+        parse=one_of(ISOLATIONS),
+    )
     workers_per_model: int | None = setting(
         None,
         "Workers that each model gets when it is loaded.",
@@ -103,6 +110,9 @@ class Config:
         "Memory for models, e.g. `4GiB`; a model that does not fit is answered 507.",
         parse=parse_bytes,
         shown="80 % of the container's or the machine's memory, less what the idle server uses",
+    )
+    drain_secs: int = setting(
+        25, "How long requests in flight may take after SIGTERM, seconds. Engine `native`.", parse=parse_count
     )
     log_format: str = setting("text", "`text`, or `json` with one object a line.", parse=one_of(LOG_FORMATS))
     model_root: tuple[Path, ...] = setting(

@@ -10,27 +10,25 @@ the process that calls the toolkit.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import logging
 import os
 import shutil
-import socket
 import sys
 import sysconfig
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from polyhost.config import Config
-from polyhost.errors import InvalidSetting, MissingDependency, PortInUse, StartFailed
+from polyhost.engine.handlers import handler_spec
+from polyhost.errors import InvalidSetting, MissingDependency, StartFailed
+from polyhost.limits import is_multi_model
 from polyhost.log import line_as_json
 from polyhost.memory import cpu_limit, memory_limit_bytes
 from polyhost.processes import living_descendants, supervise
 
 logger = logging.getLogger("polyhost")
 
-_HANDLERS = "polyhost_handlers"
 # MMS without a request in flight ends in less than a second; the platform kills 30 s after SIGTERM.
 _STOP_SECS = 20.0
 # MMS keeps a port in a signed 16-bit number.
@@ -40,26 +38,24 @@ _MIN_HEAP_BYTES = 96 * 1024**2
 _MAX_HEAP_BYTES = 1024**3
 
 
-def serve(config: Config, environ: Mapping[str, str]) -> int:
+def serve(config: Config, environ: Mapping[str, str], run: Path) -> int:
     """
     Run until told to stop; exit code 0, or 1 when MMS ended by itself.
 
-    Raises MissingDependency, PortInUse, StartFailed.
+    Raises MissingDependency, StartFailed.
     """
     _require_java(environ)
     if config.port > _MAX_PORT:
         raise InvalidSetting(f"--port: the engine mms takes ports up to {_MAX_PORT}, not {config.port}.")
-    require_free_port(config)
-    with _run_folder() as run:
-        told = mms_environ(config, environ, run)
-        startup = _Startup(config)
-        code = supervise(
-            [sys.executable, "-m", "polyhost.engine.mms_boot", handler_spec(config.handler), str(os.getpid())],
-            told,
-            stop_secs=_STOP_SECS,
-            on_tick=startup.is_still_starting,
-            on_line=line_as_json if config.log_format == "json" else None,
-        )
+    (run / "memory").mkdir()
+    startup = _Startup(config)
+    code = supervise(
+        [sys.executable, "-m", "polyhost.engine.mms_boot", handler_spec(config.handler), str(os.getpid())],
+        mms_environ(config, environ, run),
+        stop_secs=_STOP_SECS,
+        on_tick=startup.is_still_starting,
+        on_line=line_as_json if config.log_format == "json" else None,
+    )
     if code is None:
         logger.info("stopped")
         return 0
@@ -67,25 +63,6 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
         raise StartFailed("Multi Model Server ended while starting: its reason is in the lines above.")
     logger.error("Multi Model Server ended by itself")
     return 1
-
-
-def handler_spec(handler: str) -> str:
-    """What MMS is told: `auto` is `polyhost_handlers.auto:handle`, a module:function stays as it is."""
-    from polyhost_handlers.artifacts import kind_named
-
-    if handler == "auto":
-        return f"{_HANDLERS}.auto:handle"
-    kind = kind_named(handler)
-    return kind.handler_spec if kind else handler
-
-
-def is_multi_model(environ: Mapping[str, str]) -> bool:
-    """What the platform says; else single-model exactly when there is a model in /opt/ml/model."""
-    told = environ.get("SAGEMAKER_MULTI_MODEL", "").lower()
-    if told:
-        return told == "true"
-    model = Path(environ.get("SAGEMAKER_BASE_DIR", "/opt/ml")) / "model"
-    return not (model.is_dir() and any(model.iterdir()))
 
 
 def mms_environ(config: Config, environ: Mapping[str, str], run: Path) -> dict[str, str]:
@@ -128,17 +105,6 @@ def _vm_arguments() -> str:
     return f"-Xmx{heap}m -XX:MaxDirectMemorySize={heap}m -XX:ActiveProcessorCount={cpu_limit()} -XX:+UseSerialGC"
 
 
-@contextlib.contextmanager
-def _run_folder() -> Iterator[Path]:
-    # Short, because Unix sockets lie in it: their paths have 107 bytes at most.
-    run = Path(tempfile.mkdtemp(prefix="polyhost-"))
-    try:
-        (run / "memory").mkdir()
-        yield run
-    finally:
-        shutil.rmtree(run, ignore_errors=True)
-
-
 def _require_java(environ: Mapping[str, str]) -> None:
     home = environ.get("JAVA_HOME")
     java = Path(home, "bin/java") if home else None
@@ -150,19 +116,6 @@ def _require_java(environ: Mapping[str, str]) -> None:
         "`apt-get install openjdk-17-jre-headless` on Debian or Ubuntu, `dnf install java-17-openjdk-headless` "
         "on Fedora, `brew install openjdk@17` on macOS.",
     )
-
-
-def require_free_port(config: Config) -> None:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as error:
-            raise PortInUse(
-                f"cannot listen on {config.host}:{config.port} ({error.strerror}): "
-                "stop what listens there, or choose another with --port.",
-            ) from error
 
 
 class _Startup:

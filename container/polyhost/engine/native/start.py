@@ -1,0 +1,43 @@
+"""The native engine, made from what the server is configured to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from polyhost.config import Config
+from polyhost.engine.handlers import handler_spec
+from polyhost.engine.native.engine import NativeEngine
+from polyhost.engine.native.source import Inspector
+from polyhost.limits import Limits, is_multi_model
+from polyhost.memory import DEFAULT_SHARE, cpu_limit, memory_limit_bytes
+
+
+def native_engine(config: Config, environ: Mapping[str, str], limits: Limits, run: Path) -> NativeEngine:
+    """`run`: the folder where archives that are no folders are unpacked."""
+    told = worker_environ(config, environ)
+    return NativeEngine(
+        inspector=Inspector(
+            model_roots=config.model_root,
+            default_handler=handler_spec(config.handler),
+            environ=told,
+            run_folder=run,
+        ),
+        environ=told,
+        shared_workers=cpu_limit(),
+        workers_per_model=limits.workers_per_model,
+        response_timeout_secs=limits.response_timeout_secs,
+        isolation=config.isolation,
+        budget_bytes=config.memory_budget or int(memory_limit_bytes() * DEFAULT_SHARE),
+    )
+
+
+def worker_environ(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
+    """What workers see: the container's environment, and MMS's own defaults for workers."""
+    told = {**environ, "SAGEMAKER_MULTI_MODEL": "true" if is_multi_model(environ) else "false"}
+    told["POLYHOST_LOG_FORMAT"] = config.log_format
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        told.setdefault(name, "1")
+    told.setdefault("MXNET_USE_OPERATOR_TUNING", "0")
+    told.setdefault("MMS_DECODE_INPUT_REQUEST", "false")
+    return told
