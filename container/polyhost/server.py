@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -12,11 +13,13 @@ import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 import uvloop
 
 from polyhost.api.container import ContainerApi
+from polyhost.api.http import App, Asgi, ShortWay
 from polyhost.config import Config
 from polyhost.engine import mms
 from polyhost.engine.native.start import native_engine
@@ -30,6 +33,8 @@ from polyhost.submit_directory import fetched_submit_directory
 logger = logging.getLogger("polyhost")
 
 _SINGLE_MODEL = "model"
+# Longer than clients keep an idle connection, so that none is closed under a request.
+_KEEP_ALIVE_SECS = 75
 
 
 def serve(config: Config, environ: Mapping[str, str]) -> int:
@@ -73,12 +78,13 @@ async def _serve(config: Config, environ: Mapping[str, str], run: Path) -> None:
 class _Front(uvicorn.Server):
     """The HTTP server; stops by itself after SIGTERM or Ctrl-C, when what is in flight is answered."""
 
-    def __init__(self, api: ContainerApi, config: Config) -> None:
+    def __init__(self, app: App, config: Config) -> None:
         super().__init__(
             uvicorn.Config(
-                api, host=config.host, port=config.port, log_config=None, access_log=False, lifespan="off",
-                server_header=False, date_header=False, timeout_graceful_shutdown=config.drain_secs, ws="none",
-                http="httptools", proxy_headers=False,
+                Asgi(app), host=config.host, port=config.port, log_config=None, access_log=False, lifespan="off",
+                server_header=False, date_header=False, timeout_graceful_shutdown=config.drain_secs,
+                timeout_keep_alive=_KEEP_ALIVE_SECS, ws="none", proxy_headers=False,
+                http=cast("type[asyncio.Protocol]", functools.partial(ShortWay, app)),
             ),
         )  # fmt: skip
 

@@ -7,182 +7,147 @@ hot path, a prediction, is a split of the path, a read of the body, a call of th
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import logging
-import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+from polyhost.api.http import Headers, Reply, Request
 from polyhost.api.openapi import api_document, model_document
 from polyhost.engine.errors import BadRequest, EngineError, MethodNotAllowed, RouteNotFound
 from polyhost.engine.protocol import Answer, Engine, Item, Registration
 
 logger = logging.getLogger("polyhost.api")
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
 _NO_ROUTE = "Requested resource is not found, please refer to API document."
 _NO_METHOD = "Requested method is not allowed, please refer to API document."
-_JSON = (b"content-type", b"application/json")
-_EVERY_ANSWER = (
+_JSON = ((b"content-type", b"application/json"),)
+_EVERY_REPLY = (
     (b"pragma", b"no-cache"),
     (b"cache-control", b"no-cache; no-store, must-revalidate, private"),
     (b"expires", b"Thu, 01 Jan 1970 00:00:00 UTC"),
 )
-_KEEP_ALIVE = (b"connection", b"keep-alive")
-_CLOSE = (b"connection", b"close")
 _DEFAULT_PAGE = 100
 # What HTTP itself puts around an answer is ours to say, not a handler's.
-_NOT_A_HANDLERS = frozenset((b"content-length", b"connection", b"transfer-encoding"))
-
-
-class TooLarge(Exception):
-    """The body is over the limit: 413 with nothing in it, as MMS answers."""
+_NOT_A_HANDLERS = frozenset(("content-length", "connection", "transfer-encoding"))
 
 
 @dataclass(frozen=True)
-class Reply:
+class Result:
+    """What a route answers, before what every reply has."""
+
     body: bytes
     status: int = 200
-    headers: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+    headers: Headers = _JSON
 
 
 class ContainerApi:
     """The application. `single_model` is the model that /invocations means when it names none."""
 
     def __init__(self, engine: Engine, *, max_request_bytes: int, single_model: str | None, workers: int) -> None:
+        self.max_request_bytes = max_request_bytes
         self._engine = engine
-        self._max_request_bytes = max_request_bytes
         self._single_model = single_model
         self._workers = workers
+        self._ids = request_ids()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        request_id = str(uuid.uuid4())
+    async def answer(self, request: Request) -> Reply:
+        request_id = next(self._ids)
         try:
-            reply = await self._reply(scope, receive, request_id)
+            result = await self._route(request, request_id)
         except EngineError as error:
-            reply = error_reply(error)
-        except TooLarge:
-            await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
-            await send({"type": "http.response.body", "body": b""})
-            return
+            result = error_result(error)
         except Exception:
             logger.exception("request %s failed", request_id)
-            reply = error_reply(EngineError(f"Internal error: the server's log has request {request_id}."))
-        headers = [
-            *reply.headers,
-            (b"x-request-id", request_id.encode()),
-            *_EVERY_ANSWER,
-            (b"content-length", b"%d" % len(reply.body)),
-            _KEEP_ALIVE if reply.status < 400 else _CLOSE,
-        ]
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body if scope["method"] != "HEAD" else b""})
+            result = error_result(EngineError(f"Internal error: the server's log has request {request_id}."))
+        return Reply(
+            result.body,
+            result.status,
+            result.headers + _EVERY_REPLY,
+            b"x-request-id: %b\r\n" % request_id.encode(),
+            closes=result.status >= 400,
+        )
 
-    async def _reply(self, scope: Scope, receive: Receive, request_id: str) -> Reply:
-        parts = [unquote(part) for part in scope["raw_path"].decode("latin-1").split("/")[1:]]
+    def too_large(self) -> Reply:
+        """With nothing in it, as MMS answers."""
+        return Reply(b"", 413, (), closes=None)
+
+    async def _route(self, request: Request, request_id: str) -> Result:
+        parts = request.path.split("/")[1:]
+        if "%" in request.path:
+            parts = [unquote(part) for part in parts]
         match parts:
-            case ["models", name, "invoke"] | ["predictions", name] if scope["method"] != "OPTIONS":
-                return await self._invoke(scope, receive, request_id, name)
+            case ["models", name, "invoke"] | ["predictions", name] if request.method != "OPTIONS":
+                return await self._invoke(request, request_id, name)
             case [name, "predict"]:
-                return await self._invoke(scope, receive, request_id, name)
+                return await self._invoke(request, request_id, name)
             case ["invocations"]:
-                return await self._invocations(scope, receive, request_id)
+                return await self._invocations(request, request_id)
             case ["ping"]:
-                return json_reply({"status": "Healthy"})
+                return json_result({"status": "Healthy"})
             case ["models"] | ["models", ""]:
-                return await self._models(scope, receive)
+                return await self._models(request)
             case ["models", name]:
-                return await self._model(scope, name)
+                return await self._model(request, name)
             case ["predictions", name]:
                 await self._engine.describe(name)  # raises if it is unknown
-                return json_reply(model_document(name))
+                return json_result(model_document(name))
             case ["execution-parameters"]:
                 return self._execution_parameters()
             case ["api-description"]:
-                return json_reply(api_document())
+                return json_result(api_document())
             case [""]:
-                if scope["method"] == "OPTIONS":
-                    return json_reply(api_document())
+                if request.method == "OPTIONS":
+                    return json_result(api_document())
                 raise MethodNotAllowed(_NO_METHOD)
             case _:
                 raise RouteNotFound(_NO_ROUTE)
 
     # Predictions
 
-    async def _invoke(self, scope: Scope, receive: Receive, request_id: str, name: str) -> Reply:
-        item = await self._item(scope, receive, request_id)
-        return answer_reply(await self._engine.invoke(name, item))
+    async def _invoke(self, request: Request, request_id: str, name: str) -> Result:
+        item = Item(request_id, request.headers, request.query, request.body)
+        return answer_result(await self._engine.invoke(name, item))
 
-    async def _invocations(self, scope: Scope, receive: Receive, request_id: str) -> Reply:
-        item = await self._item(scope, receive, request_id)
-        name = dict(parse_qsl(scope["query_string"].decode())).get("model_name") or self._single_model
+    async def _invocations(self, request: Request, request_id: str) -> Result:
+        name = dict(parse_qsl(request.query)).get("model_name") or self._single_model
         if name is None:
             raise BadRequest("Parameter model_name is required.")
-        return answer_reply(await self._engine.invoke(name, item))
-
-    async def _item(self, scope: Scope, receive: Receive, request_id: str) -> Item:
-        body = await self._body(scope, receive)
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        return Item(request_id, headers, scope["query_string"].decode("latin-1"), body)
-
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if len(body) > self._max_request_bytes:
-            raise TooLarge
-        if not message.get("more_body", False):
-            return body
-        for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > self._max_request_bytes:
-                raise TooLarge
-        chunks = [body]
-        size = len(body)
-        while message.get("more_body", False):
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise BadRequest("The client left before its body was complete.")
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > self._max_request_bytes:
-                raise TooLarge
-        return b"".join(chunks)
+        return await self._invoke(request, request_id, name)
 
     # Models
 
-    async def _models(self, scope: Scope, receive: Receive) -> Reply:
-        if scope["method"] == "GET":
-            return self._list(dict(parse_qsl(scope["query_string"].decode("latin-1"))))
-        if scope["method"] == "POST":
-            registration = await self._registration(scope, receive)
-            status = await self._engine.load(registration)
-            return json_reply({"status": status}, 202 if status.startswith("Processing") else 200)
+    async def _models(self, request: Request) -> Result:
+        if request.method == "GET":
+            return self._list(dict(parse_qsl(request.query)))
+        if request.method == "POST":
+            status = await self._engine.load(registration_of(request))
+            return json_result({"status": status}, 202 if status.startswith("Processing") else 200)
         raise MethodNotAllowed(_NO_METHOD)
 
-    async def _model(self, scope: Scope, name: str) -> Reply:
-        query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
-        match scope["method"]:
+    async def _model(self, request: Request, name: str) -> Result:
+        query = dict(parse_qsl(request.query))
+        match request.method:
             case "GET":
-                return json_reply(await self._engine.describe(name))
+                return json_result(await self._engine.describe(name))
             case "DELETE":
                 await self._engine.unload(name)
-                return json_reply({"status": f'Model "{name}" unregistered'})
+                return json_result({"status": f'Model "{name}" unregistered'})
             case "PUT":
                 minimum = _number(query, "min_worker", 1)
                 maximum = _number(query, "max_worker", minimum) if "max_worker" in query else None
                 is_synchronous = query.get("synchronous", "").lower() == "true"
                 status = await self._engine.scale(name, minimum, maximum, is_synchronous)
-                return json_reply({"status": status}, 200 if is_synchronous else 202)
+                return json_result({"status": status}, 200 if is_synchronous else 202)
             case _:
                 raise MethodNotAllowed(_NO_METHOD)
 
-    def _list(self, query: dict[str, str]) -> Reply:
+    def _list(self, query: dict[str, str]) -> Result:
         limit = _number(query, "limit", _DEFAULT_PAGE)
         if not 0 < limit <= _DEFAULT_PAGE:
             limit = _DEFAULT_PAGE
@@ -194,63 +159,73 @@ class ContainerApi:
         page["models"] = [
             {"modelName": name, "modelUrl": self._engine.url_of(name)} for name in names[first : first + limit]
         ]
-        return json_reply(page)
+        return json_result(page)
 
-    async def _registration(self, scope: Scope, receive: Receive) -> Registration:
-        given: dict[str, Any] = dict(parse_qsl(scope["query_string"].decode("latin-1")))
-        # In the query it is minutes, in JSON seconds: MMS's own rule.
-        timeout_unit_secs = 60
-        body = await self._body(scope, receive)
-        if dict(scope["headers"]).get(b"content-type", b"").startswith(b"application/json") and body:
-            given, timeout_unit_secs = _json_object(body), 1
-        url = given.get("url")
-        if not url:
-            raise BadRequest("Parameter url is required.")
-        if not isinstance(url, str):
-            raise BadRequest("Parameter url is not text.")
-        runtime = str(given.get("runtime") or "python")
-        if runtime not in ("python", "python2", "python3"):
-            raise BadRequest(f"Invalid RuntimeType value: {runtime}")
-        timeout = _number(given, "response_timeout", 0, is_strict=True)
-        return Registration(
-            url=url,
-            name=str(given.get("model_name") or ""),
-            handler=str(given.get("handler") or ""),
-            batch_size=_number(given, "batch_size", 1, is_strict=True, least=1),
-            max_batch_delay_ms=_number(given, "max_batch_delay", 100, is_strict=True),
-            initial_workers=_number(given, "initial_workers", 0, is_strict=True)
-            if "initial_workers" in given
-            else None,
-            response_timeout_secs=timeout * timeout_unit_secs or None,
-            is_synchronous=str(given.get("synchronous", "true")).lower() != "false",
-            preload_model=str(given.get("preload_model", "false")).lower() == "true",
-        )
-
-    def _execution_parameters(self) -> Reply:
-        return json_reply(
+    def _execution_parameters(self) -> Result:
+        return json_result(
             {
                 "MaxConcurrentTransforms": self._workers,
                 "BatchStrategy": "MULTI_RECORD",
-                "MaxPayloadInMB": max(1, self._max_request_bytes // 1024**2),
+                "MaxPayloadInMB": max(1, self.max_request_bytes // 1024**2),
             },
         )
 
 
-def json_reply(document: Any, status: int = 200) -> Reply:
-    return Reply((json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode(), status)
-
-
-def error_reply(error: EngineError) -> Reply:
-    return json_reply({"code": error.status, "type": error.type, "message": error.message}, error.status)
-
-
-def answer_reply(answer: Answer) -> Reply:
-    headers = tuple(
-        (name.encode("latin-1", "replace"), value.encode("latin-1", "replace"))
-        for name, value in answer.headers.items()
-        if name.lower().encode("latin-1", "replace") not in _NOT_A_HANDLERS and "\n" not in name + value
+def registration_of(request: Request) -> Registration:
+    """Raises BadRequest."""
+    given: dict[str, Any] = dict(parse_qsl(request.query))
+    # In the query it is minutes, in JSON seconds: MMS's own rule.
+    timeout_unit_secs = 60
+    if request.headers.get("content-type", "").startswith("application/json") and request.body:
+        given, timeout_unit_secs = _json_object(request.body), 1
+    url = given.get("url")
+    if not url:
+        raise BadRequest("Parameter url is required.")
+    if not isinstance(url, str):
+        raise BadRequest("Parameter url is not text.")
+    runtime = str(given.get("runtime") or "python")
+    if runtime not in ("python", "python2", "python3"):
+        raise BadRequest(f"Invalid RuntimeType value: {runtime}")
+    timeout = _number(given, "response_timeout", 0, is_strict=True)
+    return Registration(
+        url=url,
+        name=str(given.get("model_name") or ""),
+        handler=str(given.get("handler") or ""),
+        batch_size=_number(given, "batch_size", 1, is_strict=True, least=1),
+        max_batch_delay_ms=_number(given, "max_batch_delay", 100, is_strict=True),
+        initial_workers=_number(given, "initial_workers", 0, is_strict=True) if "initial_workers" in given else None,
+        response_timeout_secs=timeout * timeout_unit_secs or None,
+        is_synchronous=str(given.get("synchronous", "true")).lower() != "false",
+        preload_model=str(given.get("preload_model", "false")).lower() == "true",
     )
-    return Reply(answer.body, answer.status, headers)
+
+
+def request_ids() -> Iterator[str]:
+    """UUIDs of this process: a random part and a count."""
+    start = os.urandom(10).hex()
+    prefix = f"{start[:8]}-{start[8:12]}-4{start[12:15]}-a{start[15:18]}"
+    return (f"{prefix}-{number:012x}" for number in itertools.count(1))
+
+
+def json_result(document: Any, status: int = 200) -> Result:
+    return Result((json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode(), status)
+
+
+def error_result(error: EngineError) -> Result:
+    return json_result({"code": error.status, "type": error.type, "message": error.message}, error.status)
+
+
+def answer_result(answer: Answer) -> Result:
+    return Result(answer.body, answer.status, _answer_headers(tuple(answer.headers.items())))
+
+
+@functools.lru_cache(maxsize=1024)
+def _answer_headers(headers: tuple[tuple[str, str], ...]) -> Headers:
+    return tuple(
+        (name.lower().encode("latin-1", "replace"), value.encode("latin-1", "replace"))
+        for name, value in headers
+        if name.lower() not in _NOT_A_HANDLERS
+    )
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

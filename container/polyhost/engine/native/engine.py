@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -26,16 +27,10 @@ from polyhost.engine.errors import (
     PredictionFailed,
     Unavailable,
 )
-from polyhost.engine.native.messages import Answered, Done, Failed, Load, Predict, Trim, Unload
-from polyhost.engine.native.pool import (
-    Template,
-    Worker,
-    WorkerLost,
-    ignore_result,
-    interpreter_of,
-    resident_bytes,
-)
+from polyhost.engine.native.messages import Answered, Done, Failed, Keep, Load, Metric, Predict, Unload
+from polyhost.engine.native.pool import Worker, WorkerLost, ignore_result
 from polyhost.engine.native.source import Inspector, Source
+from polyhost.engine.native.workforce import STOPPING, Workforce
 from polyhost.engine.protocol import Answer, Item, Registration
 from polyhost.memory import fits, mib
 
@@ -43,33 +38,13 @@ logger = logging.getLogger("polyhost.engine")
 
 # MMS's job_queue_size: how many requests may wait for one model.
 JOB_QUEUE_SIZE = 100
-# A model that has ended this many workers is refused until it is loaded again.
+# A model that has ended this many workers in that time is refused.
 MAX_DEATHS = 3
-_TICK_SECS = 0.05
+_DEATHS_SECS = 600.0
 # What a forked worker takes for itself, before its model.
 _DEDICATED_BYTES = 5 * 1024**2
 _UNLOADED = "its model was unloaded"
-_STOPPING = "the server stops"
-_EXPECTED_ENDS = (_UNLOADED, _STOPPING)
-_MODULES = (
-    "numpy",
-    "scipy.sparse",
-    "xgboost",
-    "sklearn.compose",
-    "sklearn.linear_model",
-    "joblib",
-    "onnxruntime",
-    "mxnet",
-    "mms.service",
-    "mms.metrics.metrics_store",
-    "polyhost_handlers.xgboost_handler",
-    "polyhost_handlers.sklearn_handler",
-    "polyhost_handlers.linear_learner_handler",
-    "polyhost_handlers.onnx_handler",
-    "polyhost_handlers.mxnet_handler",
-    "polyhost_handlers.script_handler",
-    "polyhost_handlers.auto",
-)
+_EXPECTED_ENDS = (_UNLOADED, STOPPING)
 
 
 @dataclass(eq=False)
@@ -93,7 +68,8 @@ class Model:
     is_dedicated: bool
     copies: list[Copy] = field(default_factory=list)
     in_flight: int = 0
-    deaths: int = 0
+    # When it ended a worker, by time.monotonic().
+    deaths: list[float] = field(default_factory=list)
     max_workers: int = 0
     batch: list[tuple[Item, asyncio.Future[Answer]]] = field(default_factory=list)
     batch_timer: asyncio.TimerHandle | None = None
@@ -108,53 +84,38 @@ class NativeEngine:
         shared_workers: int,
         workers_per_model: int = 1,
         response_timeout_secs: float = 60.0,
+        job_queue_size: int = JOB_QUEUE_SIZE,
         isolation: str = "auto",
         budget_bytes: int,
+        on_metrics: Callable[[str, Sequence[Metric]], None] = lambda _name, _metrics: None,
     ) -> None:
         self._inspector = inspector
-        self._environ = dict(environ)
-        self._shared_count = shared_workers
         self._workers_per_model = workers_per_model
         self._timeout_secs = response_timeout_secs
+        self._job_queue_size = job_queue_size
         self._isolation = isolation
         self._budget_bytes = budget_bytes
         self._reserved_bytes = 0
+        self._on_metrics = on_metrics
         self._models: dict[str, Model] = {}
-        self._templates: dict[str, Template] = {}
-        self._shared: dict[str, list[Worker]] = {}
-        self._workers: set[Worker] = set()
-        self._shared_starting: dict[str, asyncio.Lock] = {}
         self._numbers = itertools.count(1)
         self._worker_ids = itertools.count(9000)
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._on_metrics: Callable[[str, list[str]], None] = lambda _name, _metrics: None
-
-    # Start and stop
+        self._workforce = Workforce(
+            environ=environ,
+            shared_count=shared_workers,
+            on_lost=self._worker_lost,
+            on_held_up=self._give_away,
+        )
 
     async def start(self) -> None:
-        self._template_of("")
-        self._keep(asyncio.create_task(self._warm_up()))
-        self._keep(asyncio.create_task(self._watch()))
-
-    async def _warm_up(self) -> None:
-        for _ in range(self._shared_count):
-            await self._add_shared_worker("")
+        await self._workforce.start()
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        workers = list(self._workers)
-        for worker in workers:
-            worker.kill(_STOPPING)
-        await asyncio.gather(*(worker.gone for worker in workers))
-        for template in self._templates.values():
-            await template.stop()
+        await self._workforce.stop()
 
     # The verbs
 
     async def load(self, registration: Registration) -> str:
-        """Load a model; the status text. Nothing is registered after an error."""
         try:
             return await self._load(registration)
         except EngineError as error:
@@ -184,7 +145,7 @@ class NativeEngine:
             return f'Model "{name}" registered'
         loading = asyncio.create_task(self._load_copies(model, workers))
         if not registration.is_synchronous:
-            self._keep(loading)
+            self._workforce.keep(loading)
             return "Processing worker updates..."
         await asyncio.shield(loading)
         return "Workers scaled"
@@ -197,10 +158,10 @@ class NativeEngine:
             raise
 
     async def unload(self, name: str) -> None:
-        """Returns when the memory has been given back."""
         model = self._get(name)
         self._forget(model)
-        await asyncio.gather(*(self._remove_copy(model, copy) for copy in model.copies))
+        copies, model.copies = model.copies, []
+        await asyncio.gather(*(self._remove_copy(model, copy) for copy in copies))
 
     async def scale(self, name: str, minimum: int, maximum: int | None, is_synchronous: bool) -> str:
         model = self._get(name)
@@ -210,14 +171,14 @@ class NativeEngine:
         if is_synchronous:
             await self._scale(model, minimum)
             return "Workers scaled"
-        self._keep(asyncio.create_task(self._scale(model, minimum)))
+        self._workforce.keep(asyncio.create_task(self._scale(model, minimum)))
         return "Processing worker updates..."
 
     async def invoke(self, name: str, item: Item) -> Answer:
         model = self._models.get(name)
         if model is None:
             raise ModelNotFound(f"Model not found: {name}")
-        if not model.copies or model.in_flight >= JOB_QUEUE_SIZE * len(model.copies):
+        if model.in_flight >= self._job_queue_size * len(model.copies):
             raise Unavailable(
                 f"No worker is available to serve request for model: {name}. Consider increasing job queue size.",
             )
@@ -225,8 +186,7 @@ class NativeEngine:
         try:
             if model.registration.batch_size > 1:
                 return await self._join_batch(model, item)
-            (answer,) = await self._predict(model, [item])
-            return answer
+            return (await self._predict(model, [item]))[0]
         finally:
             model.in_flight -= 1
 
@@ -255,9 +215,11 @@ class NativeEngine:
         return {key: value for key, value in described.items() if value is not None}
 
     def _describe_copy(self, model: Model, copy: Copy) -> dict[str, Any]:
-        memory = copy.grown_bytes
-        if model.is_dedicated and copy.worker is not None:
-            memory = resident_bytes(copy.worker.pid)
+        if copy.worker is not None and copy.worker.is_dedicated:
+            memory = copy.worker.resident_bytes
+        else:
+            # A load into room that others left shows no growth: it takes its archive's bytes at least.
+            memory = max(copy.grown_bytes, model.source.artifact_bytes)
         return {
             "id": str(copy.number),
             "startTime": copy.started.strftime("%Y-%m-%dT%H:%M:%S.") + f"{copy.started.microsecond // 1000:03d}Z",
@@ -270,10 +232,8 @@ class NativeEngine:
 
     async def _scale(self, model: Model, count: int) -> None:
         while len(model.copies) > count:
-            copy = model.copies.pop()
-            await self._remove_copy(model, copy)
-        missing = count - len(model.copies)
-        added = [Copy(next(self._worker_ids)) for _ in range(missing)]
+            await self._remove_copy(model, model.copies.pop())
+        added = [Copy(next(self._worker_ids)) for _ in range(count - len(model.copies))]
         model.copies.extend(added)
         try:
             await asyncio.gather(*(self._worker_of(model, copy) for copy in added))
@@ -290,62 +250,63 @@ class NativeEngine:
             return copy.worker
         if copy.loading is None:
             copy.loading = asyncio.create_task(self._load_copy(model, copy))
+            copy.loading.add_done_callback(ignore_result)
             copy.loading.add_done_callback(lambda _: setattr(copy, "loading", None))
         return await asyncio.shield(copy.loading)
 
     async def _load_copy(self, model: Model, copy: Copy) -> Worker:
         need = self._cost_bytes(model)
         await self._admit(need)
-        self._reserved_bytes += need
-        try:
-            return await self._load_admitted(model, copy)
-        finally:
-            self._reserved_bytes -= need
+        with self._reserved(need):
+            while True:
+                try:
+                    return await self._load_admitted(model, copy)
+                except WorkerLost:  # before it had begun with this one
+                    continue
 
     async def _admit(self, need_bytes: int) -> None:
         """Raises OutOfMemory when a load does not fit now, freed memory given back first."""
         if self._fits(need_bytes):
             return
-        await asyncio.gather(*(self._trim(worker) for worker in self._all_shared()), return_exceptions=True)
+        await self._workforce.trim()
         if not self._fits(need_bytes):
             raise OutOfMemory(
-                f"the model needs about {mib(need_bytes)}, models use {mib(self._used_bytes())} "
+                f"the model needs about {mib(need_bytes)}, models use {mib(self._workforce.used_bytes())} "
                 f"of {mib(self._budget_bytes)}: unload some, or give more with --memory-budget",
             )
 
-    async def _trim(self, worker: Worker) -> None:
-        await worker.order(Trim(next(self._numbers)), self._timeout_secs)
-        worker.free_bytes = 0
+    @contextlib.contextmanager
+    def _reserved(self, need_bytes: int) -> Iterator[None]:
+        self._reserved_bytes += need_bytes
+        try:
+            yield
+        finally:
+            self._reserved_bytes -= need_bytes
+
+    def _fits(self, need_bytes: int) -> bool:
+        is_alone = not self._reserved_bytes and not self._workforce.holds_models()
+        used = self._workforce.used_bytes()
+        return fits(need_bytes, self._budget_bytes, used, self._reserved_bytes, is_alone=is_alone)
 
     def _cost_bytes(self, model: Model) -> int:
         """What a model takes: its archive's bytes, times what all that are loaded take for each of theirs."""
         if model.is_dedicated:
             return model.source.artifact_bytes + _DEDICATED_BYTES
-        shared = self._all_shared()
-        artifact_bytes = sum(worker.artifact_bytes for worker in shared)
-        used = sum(worker.models_bytes for worker in shared)
-        return int(model.source.artifact_bytes * max(1.0, used / artifact_bytes if artifact_bytes else 1.0))
-
-    def _fits(self, need_bytes: int) -> bool:
-        is_alone = not self._reserved_bytes and not any(worker.models for worker in self._workers)
-        return fits(need_bytes, self._budget_bytes, self._used_bytes(), self._reserved_bytes, is_alone=is_alone)
-
-    def _used_bytes(self) -> int:
-        return sum(worker.models_bytes for worker in self._workers)
-
-    def _all_shared(self) -> list[Worker]:
-        return [worker for workers in self._shared.values() for worker in workers]
+        return int(model.source.artifact_bytes * self._workforce.bytes_per_artifact_byte())
 
     async def _load_admitted(self, model: Model, copy: Copy) -> Worker:
+        """Raises EngineError, and WorkerLost when the worker ended before this load's turn."""
         worker = await self._find_worker(model)
         order = Load(
             next(self._numbers), model.key, model.name, str(model.source.path), model.source.handler,
-            model.registration.batch_size, worker.is_dedicated,
+            model.registration.batch_size, model.source.has_code, worker.is_dedicated,
         )  # fmt: skip
         try:
             reply = await worker.order(order, timeout_secs=model.timeout_secs)
         except WorkerLost as lost:
-            raise self._lost_while_loading(model, worker, lost) from lost
+            if not lost.was_running:
+                raise
+            raise await self._lost_while_loading(model, worker, lost) from lost
         if isinstance(reply, Failed):
             if worker.is_dedicated:
                 await self._end(worker)
@@ -360,11 +321,19 @@ class NativeEngine:
         copy.started = datetime.now(timezone.utc)
         return worker
 
-    def _lost_while_loading(self, model: Model, worker: Worker, lost: WorkerLost) -> EngineError:
-        if not lost.was_running and not worker.is_dedicated:
-            return Unavailable(f"The worker that was to load model {model.name} ended: ask again.")
+    async def _find_worker(self, model: Model) -> Worker:
+        try:
+            if model.is_dedicated:
+                return await self._workforce.dedicated(model.source.environment)
+            return await self._workforce.shared(model.source.environment, model.key)
+        except (OSError, EOFError) as error:
+            raise OutOfMemory(f"No process can be started for model {model.name}: {error}.") from error
+
+    async def _lost_while_loading(self, model: Model, worker: Worker, lost: WorkerLost) -> EngineError:
         if worker.end_reason.startswith("it did not answer"):
             return EngineError(f"Model {model.name} was not loaded within {model.timeout_secs:g} s.")
+        if await worker.gone == signal.SIGKILL and not worker.end_reason:
+            return OutOfMemory(f"The worker of model {model.name} was killed while it loaded the model: out of memory.")
         return EngineError(f"The worker of model {model.name} ended while it loaded the model: {lost}.")
 
     async def _remove_copy(self, model: Model, copy: Copy) -> None:
@@ -374,14 +343,16 @@ class NativeEngine:
         if worker is None or not worker.is_alive:
             return
         worker.models.discard(model.key)
+        cost = self._cost_bytes(model)
+        with contextlib.suppress(WorkerLost):
+            # Behind what is asked of it still: a dedicated worker ends when that is answered.
+            await worker.order(Unload(next(self._numbers), model.key), timeout_secs=model.timeout_secs)
         if worker.is_dedicated:
             await self._end(worker)
             return
-        cost = self._cost_bytes(model)
-        with contextlib.suppress(WorkerLost):
-            await worker.order(Unload(next(self._numbers), model.key), timeout_secs=self._timeout_secs)
-            worker.artifact_bytes -= model.source.artifact_bytes
-            worker.free_bytes += cost
+        worker.artifact_bytes -= model.source.artifact_bytes
+        worker.free_bytes += cost
+        worker.needs_trim = True
 
     async def _end(self, worker: Worker) -> None:
         """End a dedicated worker and wait until its process is gone: DELETE answers only then."""
@@ -390,22 +361,22 @@ class NativeEngine:
 
     # Predicting
 
-    async def _predict(self, model: Model, items: list[Item]) -> list[Answer]:
-        if model.deaths >= MAX_DEATHS:
-            raise EngineError(
-                f"Model {model.name} has ended its worker {model.deaths} times and is refused: "
-                "unload it, mend it, load it again.",
-            )
-        copy = min(model.copies, key=lambda one: one.worker.load if one.worker else 0)
-        has_retried = False
+    async def _predict(self, model: Model, items: list[Item], *, is_retry: bool = False) -> list[Answer]:
         while True:
+            if model.deaths:
+                self._refuse_a_killer(model)
+            if not model.copies:
+                raise ModelNotFound(f"Model not found: {model.name}")
+            copy = model.copies[0] if len(model.copies) == 1 else min(model.copies, key=_copy_load)
             worker = copy.worker or await self._worker_of(model, copy)
             try:
                 reply = await worker.order(Predict(next(self._numbers), model.key, items), model.timeout_secs)
             except WorkerLost as lost:
                 if lost.was_running:
-                    self._blame(model, worker, lost, has_retried)
-                    has_retried = True
+                    self._blame(model, worker, lost, is_retry=is_retry)
+                    if len(items) > 1:
+                        return [(await self._predict(model, [item], is_retry=True))[0] for item in items]
+                    is_retry = True
                 continue
             if isinstance(reply, Failed):
                 kind = OutOfMemory if reply.status == OutOfMemory.status else PredictionFailed
@@ -415,15 +386,25 @@ class NativeEngine:
                 self._on_metrics(model.name, reply.metrics)
             return reply.answers
 
-    def _blame(self, model: Model, worker: Worker, lost: WorkerLost, has_retried: bool) -> None:
+    def _blame(self, model: Model, worker: Worker, lost: WorkerLost, *, is_retry: bool) -> None:
         """The request that was running when its worker ended is tried once more, the model alone; then no more."""
         if worker.end_reason.startswith("it did not answer"):
-            text = f"Model {model.name} did not answer within {model.timeout_secs:g} s: its worker was ended."
-            raise EngineError(text)
-        model.deaths += 1
+            raise EngineError(
+                f"Model {model.name} did not answer within {model.timeout_secs:g} s: its worker was ended.",
+            )
+        model.deaths.append(time.monotonic())
         model.is_dedicated = True
-        if has_retried:
+        if is_retry:
             raise EngineError(f"The worker of model {model.name} ended while it answered this request: {lost}.")
+
+    def _refuse_a_killer(self, model: Model) -> None:
+        since = time.monotonic() - _DEATHS_SECS
+        model.deaths = [moment for moment in model.deaths if moment > since]
+        if len(model.deaths) >= MAX_DEATHS:
+            raise EngineError(
+                f"Model {model.name} has ended its worker {len(model.deaths)} times and is refused: "
+                "unload it, mend it, load it again.",
+            )
 
     async def _join_batch(self, model: Model, item: Item) -> Answer:
         loop = asyncio.get_running_loop()
@@ -442,7 +423,7 @@ class NativeEngine:
             model.batch_timer = None
         batch, model.batch = model.batch, []
         if batch:
-            self._keep(asyncio.create_task(self._predict_batch(model, batch)))
+            self._workforce.keep(asyncio.create_task(self._predict_batch(model, batch)))
 
     async def _predict_batch(self, model: Model, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
         try:
@@ -456,52 +437,41 @@ class NativeEngine:
             if not waiting.done():
                 waiting.set_result(answer)
 
-    # Workers
-
-    async def _find_worker(self, model: Model) -> Worker:
-        environment = model.source.environment
-        if model.is_dedicated:
-            return await self._fork(environment, is_dedicated=True)
-        shared = self._shared.setdefault(environment, [])
-        while len(shared) < (self._shared_count if not environment else 1):
-            await self._add_shared_worker(environment)
-        free = [worker for worker in shared if model.key not in worker.models] or shared
-        return min(free, key=lambda worker: len(worker.models))
-
-    async def _add_shared_worker(self, environment: str) -> None:
-        async with self._shared_starting.setdefault(environment, asyncio.Lock()):
-            shared = self._shared.setdefault(environment, [])
-            if len(shared) < (self._shared_count if not environment else 1):
-                shared.append(await self._fork(environment, is_dedicated=False))
-
-    async def _fork(self, environment: str, *, is_dedicated: bool) -> Worker:
-        template = self._template_of(environment)
-        worker = await template.fork(lambda pid: Worker(pid, environment, is_dedicated, self._worker_lost))
-        self._workers.add(worker)
-        return worker
-
-    def _template_of(self, environment: str) -> Template:
-        if environment not in self._templates:
-            python = interpreter_of(environment, self._environ) or interpreter_of("", self._environ)
-            assert python is not None
-            self._templates[environment] = Template(environment, python, _MODULES, self._environ)
-        return self._templates[environment]
+    # What happens to workers
 
     def _worker_lost(self, worker: Worker) -> None:
-        self._workers.discard(worker)
-        shared = self._shared.get(worker.environment, [])
-        if worker in shared:
-            shared.remove(worker)
+        if worker.end_reason not in _EXPECTED_ENDS:
+            logger.warning("worker %d ended: %s", worker.pid, worker.end_reason or "by itself, or it was killed")
+        orphans = self._leave(worker)
+        if orphans and not worker.is_dedicated:
+            self._workforce.keep(asyncio.create_task(self._load_again(orphans)))
+
+    def _give_away(self, worker: Worker, key: int) -> None:
+        """A slow call holds its shared worker up: it becomes that model's own, the others are loaded elsewhere."""
+        model = next((one for one in self._models.values() if one.key == key), None)
+        if model is None:  # it is being unloaded: let it be
+            return
+        logger.info("model %s is slow: worker %d is its own from now on", model.name, worker.pid)
+        model.is_dedicated = True
+        self._workforce.dedicate(worker)
+        moved = self._leave(worker, but=model)
+        worker.models &= {key}
+        moved_bytes = sum(other.source.artifact_bytes for other, _ in moved)
+        worker.free_bytes += int(moved_bytes * self._workforce.bytes_per_artifact_byte())
+        worker.artifact_bytes -= moved_bytes
+        worker.give_away_all_but(key)
+        ignored = worker.order(Keep(next(self._numbers), key), model.timeout_secs)
+        ignored.add_done_callback(ignore_result)
+
+    def _leave(self, worker: Worker, *, but: Model | None = None) -> list[tuple[Model, Copy]]:
+        """The copies that lived in a worker, which they no longer do."""
         orphans = []
         for model in self._models.values():
             for copy in model.copies:
-                if copy.worker is worker:
+                if copy.worker is worker and model is not but:
                     copy.worker = None
                     orphans.append((model, copy))
-        if worker.end_reason not in _EXPECTED_ENDS:
-            logger.warning("worker %d ended: %s", worker.pid, worker.end_reason or "by itself, or it was killed")
-        if orphans and not worker.is_dedicated:
-            self._keep(asyncio.create_task(self._load_again(orphans)))
+        return orphans
 
     async def _load_again(self, orphans: list[tuple[Model, Copy]]) -> None:
         """In the background; a request for one of them loads it first."""
@@ -511,15 +481,6 @@ class NativeEngine:
                     await self._worker_of(model, copy)
                 except EngineError as error:
                     logger.warning("model %s was not loaded again: %s", model.name, error.message)
-
-    async def _watch(self) -> None:
-        """Ends workers whose call takes longer than its model allows."""
-        while True:
-            await asyncio.sleep(_TICK_SECS)
-            now = time.monotonic()
-            for worker in list(self._workers):
-                if worker.sent and now - worker.sent[0].started > worker.sent[0].timeout_secs:
-                    worker.kill(f"it did not answer within {worker.sent[0].timeout_secs:g} s")
 
     # Small things
 
@@ -532,8 +493,6 @@ class NativeEngine:
         if self._models.get(model.name) is model:
             del self._models[model.name]
 
-    def _keep(self, task: asyncio.Task[Any]) -> None:
-        """Tasks are held weakly by asyncio: without this one could vanish while it runs."""
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(ignore_result)
+
+def _copy_load(copy: Copy) -> int:
+    return copy.worker.load if copy.worker else 0

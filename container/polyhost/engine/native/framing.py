@@ -1,7 +1,8 @@
-"""Messages to bytes and back: a length of four bytes, then the message. No socket in here."""
+"""Messages to bytes and back: a length of four bytes, then the message."""
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -11,42 +12,96 @@ import msgspec
 _LENGTH = struct.Struct("<I")
 # A body is limited long before this; more is a worker that writes to the wrong descriptor.
 MAX_FRAME_BYTES = 1024**3
+_BUFFER_BYTES = 64 * 1024
 
-_encode = msgspec.msgpack.Encoder().encode
+_encode_into = msgspec.msgpack.Encoder().encode_into
 
 
 class BrokenFrame(ValueError):
     """The peer sent what is no message."""
 
 
-def frame(message: msgspec.Struct) -> bytes:
-    payload = _encode(message)
-    return _LENGTH.pack(len(payload)) + payload
+def frame(message: msgspec.Struct) -> bytearray:
+    buffer = bytearray(_LENGTH.size)
+    _encode_into(message, buffer, _LENGTH.size)
+    _LENGTH.pack_into(buffer, 0, len(buffer) - _LENGTH.size)
+    return buffer
 
 
 class Deframer:
     """Bytes in, as they come; messages of `kind` out."""
 
     def __init__(self, kind: Any) -> None:
-        self._buffer = bytearray()
+        self._left = bytearray()
         self._decode = msgspec.msgpack.Decoder(kind).decode
 
     def feed(self, data: bytes) -> Iterator[Any]:
         """The messages that `data` completes. Raises BrokenFrame."""
-        buffer = self._buffer
-        buffer += data
+        if self._left:
+            self._left += data
+            if len(self._left) < _LENGTH.size + _length_at(self._left, 0):
+                return
+            data, self._left = bytes(self._left), bytearray()
+        view = memoryview(data)
         start = 0
-        while len(buffer) - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(buffer, start)
-            if length > MAX_FRAME_BYTES:
-                raise BrokenFrame(f"a frame of {length} bytes")
-            end = start + _LENGTH.size + length
-            if len(buffer) < end:
+        while len(data) - start >= _LENGTH.size:
+            end = start + _LENGTH.size + _length_at(data, start)
+            if end > len(data):
                 break
             try:
-                message = self._decode(memoryview(buffer)[start + _LENGTH.size : end])
+                message = self._decode(view[start + _LENGTH.size : end])
             except msgspec.MsgspecError as error:
                 raise BrokenFrame(str(error)) from error
             start = end
             yield message
-        del buffer[:start]
+        if start < len(data):
+            self._left += view[start:]
+
+
+def _length_at(data: bytes | bytearray, start: int) -> int:
+    if len(data) - start < _LENGTH.size:
+        return 0
+    (length,) = _LENGTH.unpack_from(data, start)
+    if length > MAX_FRAME_BYTES:
+        raise BrokenFrame(f"a frame of {length} bytes")
+    return int(length)
+
+
+def received(connection: socket.socket, kind: Any) -> Iterator[Any]:
+    """
+    The messages of `kind` that come over a blocking socket, until it closes.
+
+    One buffer serves them all; a message that is larger is read into a piece of its own, once.
+    """
+    decode = msgspec.msgpack.Decoder(kind).decode
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    start = end = 0
+    while True:
+        while end - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, start)
+            body = start + _LENGTH.size
+            if end - body >= length:
+                start = body + length
+                yield decode(buffer[body:start])
+            elif _LENGTH.size + length > _BUFFER_BYTES:
+                large = memoryview(bytearray(length))
+                large[: end - body] = buffer[body:end]
+                _fill(connection, large[end - body :])
+                start = end = 0
+                yield decode(large)
+            else:
+                break
+        buffer[: end - start] = buffer[start:end]
+        start, end = 0, end - start
+        count = connection.recv_into(buffer[end:])
+        if not count:
+            return
+        end += count
+
+
+def _fill(connection: socket.socket, piece: memoryview) -> None:
+    while piece:
+        count = connection.recv_into(piece)
+        if not count:
+            raise ConnectionResetError("the front closed its socket in the middle of a message")
+        piece = piece[count:]

@@ -7,6 +7,7 @@ the socket go codes and text, never an exception and never a pickle.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Union
 
 import msgspec
@@ -25,11 +26,19 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     path: str
     handler: str
     batch_size: int
-    # Whether the worker is this model's alone: only then may its code change what the process shares.
+    # Whether it brings Python code; and whether the worker is its alone, so that the code may change what is shared.
+    has_code: bool
     is_alone: bool
 
 
 class Unload(msgspec.Struct, frozen=True, tag="unload"):
+    id: int
+    model: int
+
+
+class Keep(msgspec.Struct, frozen=True, tag="keep"):
+    """Drop all models but this one: from now on the worker is its alone."""
+
     id: int
     model: int
 
@@ -58,12 +67,22 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     grown_bytes: int
 
 
+class Metric(msgspec.Struct, frozen=True, array_like=True):
+    """What a handler counted or measured by MMS's `context.metrics`. `line` is how MMS logs it."""
+
+    name: str
+    unit: str
+    value: float
+    is_counter: bool
+    line: str
+
+
 class Answered(msgspec.Struct, frozen=True, tag="answered"):
-    """An answer for each item of the batch, and the metrics that the handler added, one text each."""
+    """An answer for each item of the batch, and the metrics that the handler added."""
 
     id: int
     answers: list[Answer]
-    metrics: list[str]
+    metrics: Sequence[Metric]
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -74,5 +93,5 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-ToWorker = Union[Load, Unload, Predict, Trim]  # noqa: UP007 - msgspec reads it at run time, also under Python 3.9
+ToWorker = Union[Load, Unload, Keep, Predict, Trim]  # noqa: UP007 - msgspec reads it at run time, also under Python 3.9
 FromWorker = Union[Done, Answered, Failed]  # noqa: UP007

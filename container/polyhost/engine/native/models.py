@@ -8,6 +8,7 @@ Service classes), in a process of its own.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -16,7 +17,7 @@ import logging
 import os
 import struct
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ from polyhost_handlers.base import Handler, ModelSource, Request, answered, load
 from polyhost_handlers.errors import HandlerError, LoadFailed, memory_errors_translated
 
 from polyhost.engine.native.fields import fields_of, is_raw
-from polyhost.engine.native.messages import Failed, Load
+from polyhost.engine.native.messages import Failed, Load, Metric
 from polyhost.engine.protocol import Answer, Item
 
 logger = logging.getLogger("polyhost.worker")
@@ -36,17 +37,21 @@ _OURS = "polyhost_handlers."
 class Model(Protocol):
     """A loaded model: an answer for each item, or a status and a sentence for all of them."""
 
-    metrics: list[str]
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        """What the last call added."""
 
     def predict(self, items: Sequence[Item]) -> list[Answer] | tuple[int, str]: ...
 
 
 def load_model(order: Load) -> Model:
     """Raises LoadFailed, MemoryError, or whatever a customer's code raises."""
-    if order.is_alone:
-        os.chdir(order.path)
-        return MmsModel(order)
-    return PlainModel(order)
+    if not order.has_code:
+        return PlainModel(order)
+    if not order.is_alone:
+        return VisitedModel(order)
+    os.chdir(order.path)
+    return MmsModel(order)
 
 
 def failure(error: BaseException, order: Load) -> Failed:
@@ -67,7 +72,7 @@ class PlainModel:
         source = ModelSource(Path(order.path), order.name, os.environ)
         self._name = order.name
         self._model = load_guarded(handler, source)
-        self.metrics: list[str] = []
+        self.metrics: Sequence[Metric] = ()
 
     def predict(self, items: Sequence[Item]) -> list[Answer]:
         return [self._answer(item) for item in items]
@@ -94,7 +99,7 @@ class MmsModel:
         from mms.metrics.metrics_store import MetricsStore
 
         mms.service.RequestProcessor = _any_case_request_processor()
-        self.metrics: list[str] = []
+        self.metrics: Sequence[Metric] = ()
         manifest_file = Path(order.path, "MAR-INF", "MANIFEST.json")
         manifest = json.loads(manifest_file.read_bytes()) if manifest_file.is_file() else None
         entry_point = _entry_point(order)
@@ -107,8 +112,63 @@ class MmsModel:
 
     def predict(self, items: Sequence[Item]) -> list[Answer] | tuple[int, str]:
         encoded = self._service.predict([_as_mms(item) for item in items])
-        self.metrics = [str(metric) for metric in self._service.context.metrics.store]
+        self.metrics = [_metric(metric) for metric in self._service.context.metrics.store]
         return _from_mms(bytes(encoded))
+
+
+class VisitedModel:
+    """
+    Code in a process that it shares (`--isolation shared`).
+
+    Around each of its calls the working directory, `sys.path` and the modules under the model's folder are its
+    own. What stays shared: the environment, threads, signal handlers, and whatever modules from elsewhere keep.
+    """
+
+    def __init__(self, order: Load) -> None:
+        self._folder = order.path
+        self._path = [order.path]
+        self._modules: dict[str, ModuleType] = {}
+        with self._visited():
+            self._model = MmsModel(order)
+
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        return self._model.metrics
+
+    def predict(self, items: Sequence[Item]) -> list[Answer] | tuple[int, str]:
+        with self._visited():
+            return self._model.predict(items)
+
+    @contextlib.contextmanager
+    def _visited(self) -> Iterator[None]:
+        outside = list(sys.path)
+        os.chdir(self._folder)
+        sys.path[:0] = self._path
+        sys.modules.update(self._modules)
+        try:
+            yield
+        finally:
+            self._path = [entry for entry in sys.path if entry not in outside]
+            self._modules |= {
+                name: module for name, module in sys.modules.items() if _lies_in(module, [self._folder, *self._path])
+            }
+            for name in self._modules:
+                sys.modules.pop(name, None)
+            sys.path[:] = outside
+
+
+def _lies_in(module: ModuleType, folders: Sequence[str]) -> bool:
+    file = getattr(module, "__file__", None) or ""
+    return any(file.startswith(f"{folder}/") for folder in folders)
+
+
+def _metric(metric: Any) -> Metric:
+    """One of mms.metrics.metric.Metric, whose value a handler may have made anything."""
+    try:
+        value = float(metric.value)
+    except (TypeError, ValueError):
+        value = 1.0  # `add_error` has a text
+    return Metric(str(metric.name), str(metric.unit), value, metric.metric_method == "counter", str(metric))
 
 
 class _AnyCase(dict[str, Any]):

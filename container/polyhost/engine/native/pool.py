@@ -16,26 +16,30 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, cast
 
 from polyhost.engine.native.framing import BrokenFrame, Deframer, frame
 from polyhost.engine.native.messages import FromWorker, ToWorker
 
-# Sent ahead to a worker that many models share, so that it never waits for us between two short calls.
+# Sent ahead to a worker, so that it never waits for us between two short calls.
 WINDOW = 8
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class WorkerLost(Exception):
-    """The worker ended before it answered. `was_running`: whether this order was the one it had begun."""
+    """
+    The order was not answered. `was_running`: whether the worker had begun it when it ended.
+
+    Otherwise it is simply to be sent again: the worker ended before its turn, or was given away to another model.
+    """
 
     def __init__(self, was_running: bool, reason: str) -> None:
         super().__init__(reason)
         self.was_running = was_running
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Order:
     """A message on its way to a worker and back."""
 
@@ -44,40 +48,58 @@ class Order:
     timeout_secs: float
     started: float = 0.0
 
+    @property
+    def model(self) -> int | None:
+        """The front's number of the model it is for."""
+        return getattr(self.message, "model", None)
 
-@dataclass(eq=False)
+
 class Worker(asyncio.Protocol):
-    pid: int
-    environment: str
-    is_dedicated: bool
-    on_lost: Callable[[Worker], None]
-    models: set[int] = field(default_factory=set)
-    sent: deque[Order] = field(default_factory=deque)
-    waiting: deque[Order] = field(default_factory=deque)
-    end_reason: str = ""
-    # Estimate of the heap's room that unloaded models left; trimming gives it back to the system.
-    free_bytes: int = 0
-    artifact_bytes: int = 0
-    transport: asyncio.Transport | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(self, pid: int, environment: str, *, is_dedicated: bool, on_lost: Callable[[Worker], None]) -> None:
+        self.pid = pid
+        self.environment = environment
+        self.is_dedicated = is_dedicated
+        self.models: set[int] = set()
+        self.sent: deque[Order] = deque()
+        self.waiting: deque[Order] = deque()
+        self.end_reason = ""
+        self.artifact_bytes = 0
+        # Estimate of the heap's room that unloaded models left; trimming gives it back to the system.
+        self.free_bytes = 0
+        self.needs_trim = False
+        self.last_busy = time.monotonic()
+        # Done when the process has ended and is buried, with the signal that ended it or 0: its memory is back.
+        self.gone: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._on_lost = on_lost
         self._deframer = Deframer(FromWorker)
+        self._transport: asyncio.Transport | None = None
+        self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY)
         self._base_bytes = 0
-        # Done when the process has ended and is buried: then its memory has been given back.
-        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._measured_bytes: int | None = None
 
     @property
     def is_alive(self) -> bool:
-        return self.transport is not None and not self.transport.is_closing()
-
-    @property
-    def models_bytes(self) -> int:
-        """What its models use: what the process has grown by, less what unloaded models left to the next ones."""
-        return max(0, resident_bytes(self.pid) - self._base_bytes - self.free_bytes)
+        return self._transport is not None and not self._transport.is_closing()
 
     @property
     def load(self) -> int:
         return len(self.sent) + len(self.waiting)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Its private resident memory, bytes; measured again after each thing it did. 0 when it is gone."""
+        if self._measured_bytes is None or self.sent:
+            try:
+                _, resident, shared, *_ = os.pread(self._statm, 128, 0).split()
+                self._measured_bytes = (int(resident) - int(shared)) * _PAGE_BYTES
+            except (OSError, ValueError):
+                self._measured_bytes = 0
+        return self._measured_bytes
+
+    @property
+    def models_bytes(self) -> int:
+        """What its models use: what the process has grown by, less what unloaded models left to the next ones."""
+        return max(0, self.resident_bytes - self._base_bytes - self.free_bytes)
 
     def order(self, message: ToWorker, timeout_secs: float) -> asyncio.Future[FromWorker]:
         """Send, or queue behind what was sent. The future raises WorkerLost if the worker ends first."""
@@ -91,30 +113,46 @@ class Worker(asyncio.Protocol):
         return order.reply
 
     def _send(self, order: Order) -> None:
-        assert self.transport is not None
+        assert self._transport is not None
         if not self.sent:
             order.started = time.monotonic()
         self.sent.append(order)
-        self.transport.write(frame(order.message))
+        self._transport.write(frame(order.message))
+
+    def give_away_all_but(self, model: int) -> None:
+        """
+        Release the orders of other models, as if the worker had ended before their turn.
+
+        Those that were sent are still carried out, and their answers dropped: that is why only calls that may be
+        repeated go to a worker that models share.
+        """
+        others = [order for order in (*self.sent, *self.waiting) if order.model not in (None, model)]
+        self.waiting = deque(order for order in self.waiting if order.model in (None, model))
+        for order in others:
+            if not order.reply.done():
+                order.reply.set_exception(WorkerLost(was_running=False, reason="the worker became another model's own"))
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
-        self._base_bytes = resident_bytes(self.pid)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
+        self._base_bytes = self.resident_bytes
         try:
             process = os.pidfd_open(self.pid)
         except ProcessLookupError:
-            self.gone.set_result(None)
+            self.gone.set_result(0)
         else:
             asyncio.get_running_loop().add_reader(process, self._bury, process)
 
     def _bury(self, process: int) -> None:
         asyncio.get_running_loop().remove_reader(process)
         os.close(process)
+        os.close(self._statm)
+        self._statm = -1
+        status = 0
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, os.WNOHANG)
-        self.gone.set_result(None)
+            _, status = os.waitpid(self.pid, os.WNOHANG)
+        self.gone.set_result(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -128,8 +166,10 @@ class Worker(asyncio.Protocol):
         order = self.sent.popleft()
         if self.waiting:
             self._send(self.waiting.popleft())
+        self._measured_bytes = None
+        self.last_busy = time.monotonic()
         if self.sent:
-            self.sent[0].started = time.monotonic()
+            self.sent[0].started = self.last_busy
         if not order.reply.done():
             order.reply.set_result(reply)
 
@@ -139,7 +179,7 @@ class Worker(asyncio.Protocol):
         running = self.sent[0] if self.sent else None
         self.sent.clear()
         self.waiting.clear()
-        self.on_lost(self)
+        self._on_lost(self)
         for order in orders:
             if not order.reply.done():
                 order.reply.set_exception(WorkerLost(order is running, reason))
@@ -228,15 +268,6 @@ def interpreter_of(environment: str, environ: Mapping[str, str]) -> str | None:
         return sys.executable
     python = environ.get(f"POLYHOST_{environment.upper()}_PYTHON") or f"{sys.prefix}/envs/{environment}/bin/python"
     return python if os.access(python, os.X_OK) else None
-
-
-def resident_bytes(pid: int) -> int:
-    """A process's private resident memory, bytes; 0 when it is gone."""
-    try:
-        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
-    except OSError:
-        return 0
-    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def ignore_result(future: asyncio.Future[Any]) -> None:

@@ -19,13 +19,23 @@ from pathlib import Path
 
 from polyhost_handlers.errors import HandlerError
 
-from polyhost.engine.native.framing import Deframer, frame
-from polyhost.engine.native.messages import Answered, Done, Failed, FromWorker, Load, Predict, ToWorker, Trim, Unload
+from polyhost.engine.native.framing import frame, received
+from polyhost.engine.native.messages import (
+    Answered,
+    Done,
+    Failed,
+    FromWorker,
+    Keep,
+    Load,
+    Predict,
+    ToWorker,
+    Trim,
+    Unload,
+)
 from polyhost.engine.native.models import Model, failure, load_model
 
 logger = logging.getLogger("polyhost.worker")
 
-_RECEIVE_BYTES = 256 * 1024
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 # The kernel that must free memory takes a worker, never the front.
@@ -55,10 +65,9 @@ class Worker:
         self._models: dict[int, Model] = {}
 
     def serve(self) -> None:
-        deframer = Deframer(ToWorker)
-        while data := self._connection.recv(_RECEIVE_BYTES):
-            for order in deframer.feed(data):
-                self._connection.sendall(frame(self._carry_out(order)))
+        for order in received(self._connection, ToWorker):
+            # One answer at a time: what is not answered when we die was not begun, but for the first.
+            self._connection.sendall(frame(self._carry_out(order)))
 
     def _carry_out(self, order: ToWorker) -> FromWorker:
         if isinstance(order, Predict):
@@ -67,6 +76,8 @@ class Worker:
             return self._load(order)
         if isinstance(order, Unload):
             return self._unload(order)
+        if isinstance(order, Keep):
+            self._models = {number: model for number, model in self._models.items() if number == order.model}
         return self._trim(order)
 
     def _load(self, order: Load) -> FromWorker:
@@ -87,7 +98,7 @@ class Worker:
         self._models.pop(order.model, None)
         return Done(order.id, private_bytes() - before)
 
-    def _trim(self, order: Trim) -> FromWorker:
+    def _trim(self, order: Trim | Keep) -> FromWorker:
         before = private_bytes()
         gc.collect()
         _LIBC.malloc_trim(0)

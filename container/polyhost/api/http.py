@@ -1,0 +1,235 @@
+"""A request and its reply, and the two ways in which they come over HTTP: a short one, and ASGI's for the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, NamedTuple, Protocol
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+logger = logging.getLogger("polyhost.api")
+
+Headers = tuple[tuple[bytes, bytes], ...]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_NOT_IN_A_NAME = re.compile(rb'[\x00-\x20\x7f-\xff()<>@,;:\\"/\[\]?={}]')
+_NOT_IN_A_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+# What goes the short way: its body is kept in one piece.
+_SHORT_BYTES = 1024**2
+_NOT_SHORT = frozenset((b"expect", b"upgrade", b"transfer-encoding"))
+
+
+_CONNECTION = {
+    None: b"content-length: %d\r\n\r\n",
+    False: b"content-length: %d\r\nconnection: keep-alive\r\n\r\n",
+    True: b"content-length: %d\r\nconnection: close\r\n\r\n",
+}
+
+
+class Request(NamedTuple):
+    """`path` as it came, escapes and all; `query` without its question mark; header names in lower case."""
+
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Reply(NamedTuple):
+    """
+    `headers` are repeated from reply to reply, `own_headers` (lines) are this one's alone.
+
+    `closes`: whether the connection ends with it; None says nothing about that.
+    """
+
+    body: bytes
+    status: int
+    headers: Headers
+    own_headers: bytes = b""
+    closes: bool | None = False
+
+
+class App(Protocol):
+    max_request_bytes: int
+
+    async def answer(self, request: Request) -> Reply:
+        """Raises nothing."""
+
+    def too_large(self) -> Reply:
+        """The reply to a body of more than `max_request_bytes`."""
+
+
+class TooLarge(Exception):
+    """The body is over the limit."""
+
+
+@functools.lru_cache(maxsize=1024)
+def rendered(headers: Headers) -> bytes:
+    """Header lines; a field that could end its line, or is no field at all, is left out."""
+    return b"".join(
+        b"%b: %b\r\n" % (name, value)
+        for name, value in headers
+        if name and not _NOT_IN_A_NAME.search(name) and not _NOT_IN_A_VALUE.search(value)
+    )
+
+
+def head_of(reply: Reply) -> bytes:
+    """All before the body."""
+    return b"".join(
+        (
+            STATUS_LINE.get(reply.status) or b"HTTP/1.1 %d \r\n" % reply.status,
+            rendered(reply.headers),
+            reply.own_headers,
+            _CONNECTION[reply.closes] % len(reply.body),
+        ),
+    )
+
+
+class _Exchange:
+    """A request on the short way, in the place of uvicorn's own cycle."""
+
+    __slots__ = ("body", "disconnected", "keep_alive", "message_event", "more_body", "response_complete")
+    message_event: _NoEvent
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        self.body = b""
+        self.disconnected = False
+        self.keep_alive = keep_alive
+        self.more_body = True
+        self.response_complete = False
+        self.message_event = _NO_EVENT
+
+
+class _NoEvent:
+    def set(self) -> None:
+        pass
+
+
+_NO_EVENT = _NoEvent()
+
+
+class ShortWay(HttpToolsProtocol):
+    """
+    uvicorn's HTTP/1.1, with a short way for the requests that matter.
+
+    A POST of a known, modest length, which is what a prediction is, goes from the parser to the application and
+    back as one task and one write. Everything else, and whatever follows on the same connection before its reply,
+    goes uvicorn's own way.
+    """
+
+    cycle: Any
+
+    def __init__(self, app: App, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._app = app
+
+    def on_headers_complete(self) -> None:
+        if not self._is_short():
+            super().on_headers_complete()
+            return
+        self.cycle = _Exchange(keep_alive=self.parser.should_keep_alive())
+
+    def _is_short(self) -> bool:
+        if self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
+            return False
+        if self.cycle is not None and not self.cycle.response_complete:
+            return False
+        length = -1
+        for name, value in self.headers:
+            if name == b"content-length":
+                length = int(value)
+            elif name in _NOT_SHORT:
+                return False
+        return 0 <= length <= min(_SHORT_BYTES, self._app.max_request_bytes)
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if type(cycle) is _Exchange and cycle.more_body:
+            cycle.body = cycle.body + body if cycle.body else body
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        cycle = self.cycle
+        if type(cycle) is not _Exchange or not cycle.more_body:
+            super().on_message_complete()
+            return
+        cycle.more_body = False
+        target, _, query = self.url.decode("latin-1").partition("?")
+        if not target.startswith("/"):  # a proxy's form of it
+            url = httptools.parse_url(self.url)
+            target, query = url.path.decode("latin-1"), (url.query or b"").decode("latin-1")
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers}
+        task = self.loop.create_task(self._exchange(cycle, Request("POST", target, query, headers, cycle.body)))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _exchange(self, cycle: _Exchange, request: Request) -> None:
+        reply = await self._app.answer(request)
+        if cycle.disconnected:
+            return
+        if self.flow.write_paused:
+            await self.flow.drain()
+        closes = reply.closes or not cycle.keep_alive
+        self.transport.write(head_of(reply._replace(closes=True) if closes else reply) + reply.body)
+        cycle.response_complete = True
+        if closes:
+            self.transport.close()
+        self.on_response_complete()
+
+
+class Asgi:
+    """The application for everything that does not go the short way."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        try:
+            body = await self._body(scope, receive)
+        except TooLarge:
+            reply = self.app.too_large()
+        except asyncio.IncompleteReadError:
+            return
+        else:
+            reply = await self.app.answer(
+                Request(
+                    scope["method"],
+                    scope["raw_path"].decode("latin-1"),
+                    scope["query_string"].decode("latin-1"),
+                    {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]},
+                    body,
+                ),
+            )
+        head = head_of(reply).split(b"\r\n")[1:-2]
+        headers = [tuple(line.split(b": ", 1)) for line in head]
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": reply.body if scope["method"] != "HEAD" else b""})
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        for name, value in scope["headers"]:
+            if name == b"content-length" and int(value) > self.app.max_request_bytes:
+                raise TooLarge
+        chunks = []
+        size = 0
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise asyncio.IncompleteReadError(b"", None)
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > self.app.max_request_bytes:
+                raise TooLarge
+            more = message.get("more_body", False)
+        return b"".join(chunks) if len(chunks) > 1 else chunks[0]

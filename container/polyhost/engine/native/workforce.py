@@ -1,0 +1,211 @@
+"""
+Who there is to work: templates by Python environment, the shared workers, the dedicated ones, and their memory.
+
+The engine asks for a worker and is told when one is lost or held up; it alone knows which model is where.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from polyhost.engine.native.messages import Trim
+from polyhost.engine.native.pool import Template, Worker, WorkerLost, ignore_result, interpreter_of
+
+logger = logging.getLogger("polyhost.engine")
+
+_TICK_SECS = 0.05
+# A call that takes longer holds its worker up, if others wait there.
+SLOW_CALL_SECS = 0.1
+_IDLE_SECS = 1.0
+_TRIM_TIMEOUT_SECS = 60.0
+# Workers that end one after the other are started again ever more slowly.
+_RECENT_SECS = 10.0
+_FREE_RESTARTS = 3
+_FIRST_DELAY_SECS = 0.1
+_MAX_DELAY_SECS = 5.0
+STOPPING = "the server stops"
+_MODULES = (
+    "numpy",
+    "scipy.sparse",
+    "xgboost",
+    "sklearn.compose",
+    "sklearn.linear_model",
+    "joblib",
+    "onnxruntime",
+    "mxnet",
+    "mms.service",
+    "mms.metrics.metrics_store",
+    "polyhost_handlers.xgboost_handler",
+    "polyhost_handlers.sklearn_handler",
+    "polyhost_handlers.linear_learner_handler",
+    "polyhost_handlers.onnx_handler",
+    "polyhost_handlers.mxnet_handler",
+    "polyhost_handlers.script_handler",
+    "polyhost_handlers.auto",
+)
+
+
+class Workforce:
+    def __init__(
+        self,
+        *,
+        environ: Mapping[str, str],
+        shared_count: int,
+        on_lost: Callable[[Worker], None],
+        on_held_up: Callable[[Worker, int], None],
+    ) -> None:
+        """
+        `on_lost`: a worker has ended, its orders not yet told. `on_held_up`: a shared worker is busy for long with
+        the model of that number, and others wait.
+        """
+        self._environ = dict(environ)
+        self._shared_count = shared_count
+        self._on_lost = on_lost
+        self._on_held_up = on_held_up
+        self._templates: dict[str, Template] = {}
+        self._shared: dict[str, list[Worker]] = {}
+        self._starting: dict[str, asyncio.Lock] = {}
+        self._ended: dict[str, deque[float]] = {}
+        self._workers: set[Worker] = set()
+        self._numbers = itertools.count(1)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        self._template_of("")
+        self.keep(asyncio.create_task(self._fill("")))
+        self.keep(asyncio.create_task(self._watch()))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        workers = list(self._workers)
+        for worker in workers:
+            worker.kill(STOPPING)
+        await asyncio.gather(*(worker.gone for worker in workers))
+        for template in self._templates.values():
+            await template.stop()
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Tasks are held weakly by asyncio: without this one could vanish while it runs. Cancelled at the stop."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(ignore_result)
+
+    # Workers
+
+    async def shared(self, environment: str, model: int) -> Worker:
+        """The shared worker with the fewest models, one that does not hold `model` yet if there is one."""
+        shared = self._shared.setdefault(environment, [])
+        if not shared or not self._delay_secs(environment):
+            await self._fill(environment)
+        free = [worker for worker in shared if model not in worker.models] or shared
+        return min(free, key=lambda worker: (len(worker.models) + worker.load, worker.load))
+
+    async def dedicated(self, environment: str) -> Worker:
+        return await self._fork(environment, is_dedicated=True)
+
+    def dedicate(self, worker: Worker) -> None:
+        """A shared worker is one model's own from now on."""
+        worker.is_dedicated = True
+        self._shared[worker.environment].remove(worker)
+        self.keep(asyncio.create_task(self._fill(worker.environment)))
+
+    async def _fill(self, environment: str) -> None:
+        wanted = self._shared_count if not environment else 1
+        shared = self._shared.setdefault(environment, [])
+        while len(shared) < wanted:
+            async with self._starting.setdefault(environment, asyncio.Lock()):
+                if len(shared) < wanted:
+                    await asyncio.sleep(self._delay_secs(environment))
+                    shared.append(await self._fork(environment, is_dedicated=False))
+
+    def _delay_secs(self, environment: str) -> float:
+        ended = self._ended.setdefault(environment, deque())
+        while ended and time.monotonic() - ended[0] > _RECENT_SECS:
+            ended.popleft()
+        too_many = len(ended) - _FREE_RESTARTS
+        return 0.0 if too_many <= 0 else min(_MAX_DELAY_SECS, _FIRST_DELAY_SECS * 2.0**too_many)
+
+    async def _fork(self, environment: str, *, is_dedicated: bool) -> Worker:
+        worker = await self._template_of(environment).fork(
+            lambda pid: Worker(pid, environment, is_dedicated=is_dedicated, on_lost=self._lost),
+        )
+        self._workers.add(worker)
+        return worker
+
+    def _template_of(self, environment: str) -> Template:
+        if environment not in self._templates:
+            python = interpreter_of(environment, self._environ) or interpreter_of("", self._environ)
+            assert python is not None
+            self._templates[environment] = Template(environment, python, _MODULES, self._environ)
+        return self._templates[environment]
+
+    def _lost(self, worker: Worker) -> None:
+        self._workers.discard(worker)
+        if not worker.is_dedicated:
+            self._shared[worker.environment].remove(worker)
+            self._ended.setdefault(worker.environment, deque()).append(time.monotonic())
+        self._on_lost(worker)
+
+    # Memory
+
+    def used_bytes(self) -> int:
+        """What all models use, measured."""
+        return sum(worker.models_bytes for worker in self._workers)
+
+    def holds_models(self) -> bool:
+        return any(worker.models for worker in self._workers)
+
+    def bytes_per_artifact_byte(self) -> float:
+        """What the models in shared workers take for each byte of their archives, at least 1."""
+        shared = list(self._all_shared())
+        artifact_bytes = sum(worker.artifact_bytes for worker in shared)
+        return max(1.0, sum(worker.models_bytes for worker in shared) / artifact_bytes if artifact_bytes else 1.0)
+
+    async def trim(self) -> None:
+        """Have freed memory given back to the system, now."""
+        await asyncio.gather(*(self._trim(worker) for worker in self._all_shared()), return_exceptions=True)
+
+    async def _trim(self, worker: Worker) -> None:
+        worker.needs_trim = False
+        await worker.order(Trim(next(self._numbers)), _TRIM_TIMEOUT_SECS)
+        worker.free_bytes = 0
+
+    def _all_shared(self) -> Iterator[Worker]:
+        return itertools.chain.from_iterable(self._shared.values())
+
+    # Looking after them
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECS)
+            now = time.monotonic()
+            for worker in list(self._workers):
+                self._look_at(worker, now)
+
+    def _look_at(self, worker: Worker, now: float) -> None:
+        if not worker.sent:
+            if worker.needs_trim and now - worker.last_busy > _IDLE_SECS:
+                self.keep(asyncio.create_task(self._trim_quietly(worker)))
+            return
+        running = worker.sent[0]
+        busy_secs = now - running.started
+        if busy_secs > running.timeout_secs:
+            worker.kill(f"it did not answer within {running.timeout_secs:g} s")
+        elif busy_secs > SLOW_CALL_SECS and not worker.is_dedicated and running.model is not None:
+            behind = itertools.chain(itertools.islice(worker.sent, 1, None), worker.waiting)
+            if any(order.model != running.model for order in behind):
+                self._on_held_up(worker, running.model)
+
+    async def _trim_quietly(self, worker: Worker) -> None:
+        try:
+            await self._trim(worker)
+        except WorkerLost:
+            return
