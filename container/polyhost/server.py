@@ -27,6 +27,7 @@ from polyhost.engine.protocol import Registration
 from polyhost.errors import PortInUse
 from polyhost.limits import Limits, is_multi_model
 from polyhost.log import configure
+from polyhost.metrics import Metrics
 from polyhost.processes import become_subreaper, kill_descendants
 from polyhost.submit_directory import fetched_submit_directory
 
@@ -57,9 +58,11 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
 async def _serve(config: Config, environ: Mapping[str, str], run: Path) -> None:
     limits = Limits.of(config, environ)
     multi_model = is_multi_model(environ)
-    engine = native_engine(config, environ, limits, run)
+    metrics = Metrics()
+    engine = native_engine(config, environ, limits, run, metrics)
     api = ContainerApi(
         engine,
+        metrics,
         max_request_bytes=limits.max_request_bytes,
         single_model=None if multi_model else _SINGLE_MODEL,
         workers=limits.workers_per_model,

@@ -21,12 +21,14 @@ from polyhost.api.http import Headers, Reply, Request
 from polyhost.api.openapi import api_document, model_document
 from polyhost.engine.errors import BadRequest, EngineError, MethodNotAllowed, RouteNotFound
 from polyhost.engine.protocol import Answer, Engine, Item, Registration
+from polyhost.metrics import CONTENT_TYPE, Metrics
 
 logger = logging.getLogger("polyhost.api")
 
 _NO_ROUTE = "Requested resource is not found, please refer to API document."
 _NO_METHOD = "Requested method is not allowed, please refer to API document."
 _JSON = ((b"content-type", b"application/json"),)
+_METRICS = ((b"content-type", CONTENT_TYPE.encode()),)
 _EVERY_REPLY = (
     (b"pragma", b"no-cache"),
     (b"cache-control", b"no-cache; no-store, must-revalidate, private"),
@@ -49,9 +51,12 @@ class Result:
 class ContainerApi:
     """The application. `single_model` is the model that /invocations means when it names none."""
 
-    def __init__(self, engine: Engine, *, max_request_bytes: int, single_model: str | None, workers: int) -> None:
+    def __init__(
+        self, engine: Engine, metrics: Metrics, *, max_request_bytes: int, single_model: str | None, workers: int
+    ) -> None:
         self.max_request_bytes = max_request_bytes
         self._engine = engine
+        self._metrics = metrics
         self._single_model = single_model
         self._workers = workers
         self._ids = request_ids()
@@ -97,6 +102,8 @@ class ContainerApi:
             case ["predictions", name]:
                 await self._engine.describe(name)  # raises if it is unknown
                 return json_result(model_document(name))
+            case ["metrics"]:
+                return Result(self._metrics.exposition(), headers=_METRICS)
             case ["execution-parameters"]:
                 return self._execution_parameters()
             case ["api-description"]:

@@ -46,6 +46,16 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     body: bytes
 
 
+class HandlerMetric(msgspec.Struct, frozen=True, array_like=True):
+    """What a handler counted or measured by MMS's `context.metrics`. `line` is how MMS logs it."""
+
+    name: str
+    unit: str
+    value: float
+    is_counter: bool
+    line: str
+
+
 class Engine(Protocol):
     async def start(self) -> None: ...
 

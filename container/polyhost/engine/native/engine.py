@@ -13,7 +13,7 @@ import itertools
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -27,12 +27,13 @@ from polyhost.engine.errors import (
     PredictionFailed,
     Unavailable,
 )
-from polyhost.engine.native.messages import Answered, Done, Failed, Keep, Load, Metric, Predict, Unload
+from polyhost.engine.native.messages import Answered, Done, Failed, Keep, Load, Predict, Unload
 from polyhost.engine.native.pool import Worker, WorkerLost, ignore_result
 from polyhost.engine.native.source import Inspector, Source
 from polyhost.engine.native.workforce import STOPPING, Workforce
 from polyhost.engine.protocol import Answer, Item, Registration
 from polyhost.memory import fits, mib
+from polyhost.metrics import Metrics
 
 logger = logging.getLogger("polyhost.engine")
 
@@ -87,7 +88,7 @@ class NativeEngine:
         job_queue_size: int = JOB_QUEUE_SIZE,
         isolation: str = "auto",
         budget_bytes: int,
-        on_metrics: Callable[[str, Sequence[Metric]], None] = lambda _name, _metrics: None,
+        metrics: Metrics,
     ) -> None:
         self._inspector = inspector
         self._workers_per_model = workers_per_model
@@ -96,7 +97,7 @@ class NativeEngine:
         self._isolation = isolation
         self._budget_bytes = budget_bytes
         self._reserved_bytes = 0
-        self._on_metrics = on_metrics
+        self._metrics = metrics
         self._models: dict[str, Model] = {}
         self._numbers = itertools.count(1)
         self._worker_ids = itertools.count(9000)
@@ -383,7 +384,7 @@ class NativeEngine:
                 raise kind(reply.message, reply.status)
             assert isinstance(reply, Answered)
             if reply.metrics:
-                self._on_metrics(model.name, reply.metrics)
+                self._metrics.of_handler(model.name, reply.metrics)
             return reply.answers
 
     def _blame(self, model: Model, worker: Worker, lost: WorkerLost, *, is_retry: bool) -> None:
@@ -492,6 +493,7 @@ class NativeEngine:
     def _forget(self, model: Model) -> None:
         if self._models.get(model.name) is model:
             del self._models[model.name]
+            self._metrics.forget(model.name)
 
 
 def _copy_load(copy: Copy) -> int:

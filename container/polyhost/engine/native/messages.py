@@ -12,7 +12,7 @@ from typing import Union
 
 import msgspec
 
-from polyhost.engine.protocol import Answer, Item
+from polyhost.engine.protocol import Answer, HandlerMetric, Item
 
 # Front to worker
 
@@ -67,22 +67,12 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     grown_bytes: int
 
 
-class Metric(msgspec.Struct, frozen=True, array_like=True):
-    """What a handler counted or measured by MMS's `context.metrics`. `line` is how MMS logs it."""
-
-    name: str
-    unit: str
-    value: float
-    is_counter: bool
-    line: str
-
-
 class Answered(msgspec.Struct, frozen=True, tag="answered"):
     """An answer for each item of the batch, and the metrics that the handler added."""
 
     id: int
     answers: list[Answer]
-    metrics: Sequence[Metric]
+    metrics: Sequence[HandlerMetric]
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

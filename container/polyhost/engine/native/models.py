@@ -26,8 +26,8 @@ from polyhost_handlers.base import Handler, ModelSource, Request, answered, load
 from polyhost_handlers.errors import HandlerError, LoadFailed, memory_errors_translated
 
 from polyhost.engine.native.fields import fields_of, is_raw
-from polyhost.engine.native.messages import Failed, Load, Metric
-from polyhost.engine.protocol import Answer, Item
+from polyhost.engine.native.messages import Failed, Load
+from polyhost.engine.protocol import Answer, HandlerMetric, Item
 
 logger = logging.getLogger("polyhost.worker")
 
@@ -38,7 +38,7 @@ class Model(Protocol):
     """A loaded model: an answer for each item, or a status and a sentence for all of them."""
 
     @property
-    def metrics(self) -> Sequence[Metric]:
+    def metrics(self) -> Sequence[HandlerMetric]:
         """What the last call added."""
 
     def predict(self, items: Sequence[Item]) -> list[Answer] | tuple[int, str]: ...
@@ -72,7 +72,7 @@ class PlainModel:
         source = ModelSource(Path(order.path), order.name, os.environ)
         self._name = order.name
         self._model = load_guarded(handler, source)
-        self.metrics: Sequence[Metric] = ()
+        self.metrics: Sequence[HandlerMetric] = ()
 
     def predict(self, items: Sequence[Item]) -> list[Answer]:
         return [self._answer(item) for item in items]
@@ -99,7 +99,7 @@ class MmsModel:
         from mms.metrics.metrics_store import MetricsStore
 
         mms.service.RequestProcessor = _any_case_request_processor()
-        self.metrics: Sequence[Metric] = ()
+        self.metrics: Sequence[HandlerMetric] = ()
         manifest_file = Path(order.path, "MAR-INF", "MANIFEST.json")
         manifest = json.loads(manifest_file.read_bytes()) if manifest_file.is_file() else None
         entry_point = _entry_point(order)
@@ -132,7 +132,7 @@ class VisitedModel:
             self._model = MmsModel(order)
 
     @property
-    def metrics(self) -> Sequence[Metric]:
+    def metrics(self) -> Sequence[HandlerMetric]:
         return self._model.metrics
 
     def predict(self, items: Sequence[Item]) -> list[Answer] | tuple[int, str]:
@@ -162,13 +162,13 @@ def _lies_in(module: ModuleType, folders: Sequence[str]) -> bool:
     return any(file.startswith(f"{folder}/") for folder in folders)
 
 
-def _metric(metric: Any) -> Metric:
+def _metric(metric: Any) -> HandlerMetric:
     """One of mms.metrics.metric.Metric, whose value a handler may have made anything."""
     try:
         value = float(metric.value)
     except (TypeError, ValueError):
         value = 1.0  # `add_error` has a text
-    return Metric(str(metric.name), str(metric.unit), value, metric.metric_method == "counter", str(metric))
+    return HandlerMetric(str(metric.name), str(metric.unit), value, metric.metric_method == "counter", str(metric))
 
 
 class _AnyCase(dict[str, Any]):

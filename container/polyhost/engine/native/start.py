@@ -11,9 +11,12 @@ from polyhost.engine.native.engine import NativeEngine
 from polyhost.engine.native.source import Inspector
 from polyhost.limits import Limits, is_multi_model
 from polyhost.memory import DEFAULT_SHARE, cpu_limit, memory_limit_bytes
+from polyhost.metrics import Metrics
 
 
-def native_engine(config: Config, environ: Mapping[str, str], limits: Limits, run: Path) -> NativeEngine:
+def native_engine(
+    config: Config, environ: Mapping[str, str], limits: Limits, run: Path, metrics: Metrics
+) -> NativeEngine:
     """`run`: the folder where archives that are no folders are unpacked."""
     told = worker_environ(config, environ)
     return NativeEngine(
@@ -28,6 +31,7 @@ def native_engine(config: Config, environ: Mapping[str, str], limits: Limits, ru
         workers_per_model=limits.workers_per_model,
         response_timeout_secs=limits.response_timeout_secs,
         isolation=config.isolation,
+        metrics=metrics,
         budget_bytes=config.memory_budget or int(memory_limit_bytes() * DEFAULT_SHARE),
     )
 
