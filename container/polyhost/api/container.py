@@ -13,35 +13,33 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from polyhost.api.http import Headers, Reply, Request
 from polyhost.api.openapi import api_document, model_document
 from polyhost.engine.errors import BadRequest, EngineError, MethodNotAllowed, RouteNotFound
-from polyhost.engine.protocol import Answer, Engine, Item, Registration
+from polyhost.engine.protocol import Engine, Item, Registration
 from polyhost.metrics import CONTENT_TYPE, Metrics
 
 logger = logging.getLogger("polyhost.api")
 
 _NO_ROUTE = "Requested resource is not found, please refer to API document."
 _NO_METHOD = "Requested method is not allowed, please refer to API document."
-_JSON = ((b"content-type", b"application/json"),)
-_METRICS = ((b"content-type", CONTENT_TYPE.encode()),)
 _EVERY_REPLY = (
     (b"pragma", b"no-cache"),
     (b"cache-control", b"no-cache; no-store, must-revalidate, private"),
     (b"expires", b"Thu, 01 Jan 1970 00:00:00 UTC"),
 )
+_JSON = ((b"content-type", b"application/json"), *_EVERY_REPLY)
+_METRICS = ((b"content-type", CONTENT_TYPE.encode()), *_EVERY_REPLY)
 _DEFAULT_PAGE = 100
 # What HTTP itself puts around an answer is ours to say, not a handler's.
 _NOT_A_HANDLERS = frozenset(("content-length", "connection", "transfer-encoding"))
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a route answers, before what every reply has."""
+class Result(NamedTuple):
+    """What a route answers."""
 
     body: bytes
     status: int = 200
@@ -70,13 +68,8 @@ class ContainerApi:
         except Exception:
             logger.exception("request %s failed", request_id)
             result = error_result(EngineError(f"Internal error: the server's log has request {request_id}."))
-        return Reply(
-            result.body,
-            result.status,
-            result.headers + _EVERY_REPLY,
-            b"x-request-id: %b\r\n" % request_id.encode(),
-            closes=result.status >= 400,
-        )
+        own_headers = b"x-request-id: %b\r\n" % request_id.encode()
+        return Reply(result.body, result.status, result.headers, own_headers, result.status >= 400)
 
     def too_large(self) -> Reply:
         """With nothing in it, as MMS answers."""
@@ -118,8 +111,8 @@ class ContainerApi:
     # Predictions
 
     async def _invoke(self, request: Request, request_id: str, name: str) -> Result:
-        item = Item(request_id, request.headers, request.query, request.body)
-        return answer_result(await self._engine.invoke(name, item))
+        answer = await self._engine.invoke(name, Item(request_id, request.headers, request.query, request.body))
+        return Result(answer.body, answer.status, _answer_headers(tuple(answer.headers.items())))
 
     async def _invocations(self, request: Request, request_id: str) -> Result:
         name = dict(parse_qsl(request.query)).get("model_name") or self._single_model
@@ -222,16 +215,15 @@ def error_result(error: EngineError) -> Result:
     return json_result({"code": error.status, "type": error.type, "message": error.message}, error.status)
 
 
-def answer_result(answer: Answer) -> Result:
-    return Result(answer.body, answer.status, _answer_headers(tuple(answer.headers.items())))
-
-
 @functools.lru_cache(maxsize=1024)
 def _answer_headers(headers: tuple[tuple[str, str], ...]) -> Headers:
-    return tuple(
-        (name.lower().encode("latin-1", "replace"), value.encode("latin-1", "replace"))
-        for name, value in headers
-        if name.lower() not in _NOT_A_HANDLERS
+    return (
+        tuple(
+            (name.lower().encode("latin-1", "replace"), value.encode("latin-1", "replace"))
+            for name, value in headers
+            if name.lower() not in _NOT_A_HANDLERS
+        )
+        + _EVERY_REPLY
     )
 
 

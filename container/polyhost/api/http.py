@@ -130,6 +130,34 @@ class ShortWay(HttpToolsProtocol):
     def __init__(self, app: App, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self._app = app
+        self._idle_since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._idle_since = self.loop.time()
+        self._close_when_idle()
+
+    def _close_when_idle(self) -> None:
+        """One timer for a connection's life: uvicorn's, made and cancelled with each request, costs too much."""
+        if self.transport.is_closing():
+            return
+        now = self.loop.time()
+        if self._idle_since and now - self._idle_since >= self.timeout_keep_alive:
+            self.transport.close()
+            return
+        since = self._idle_since or now
+        self.loop.call_later(since + self.timeout_keep_alive - now, self._close_when_idle)
+
+    def on_message_begin(self) -> None:
+        self._idle_since = 0.0
+        super().on_message_begin()
+
+    def on_response_complete(self) -> None:
+        if self.pipeline or self.flow.read_paused:
+            super().on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+            self._idle_since = self.loop.time()
 
     def on_headers_complete(self) -> None:
         if not self._is_short():
