@@ -16,11 +16,8 @@ import numpy as np
 
 
 def predictor_of(booster: Any) -> Predictor:
-    """The fastest right way to ask `booster`, an `xgboost.Booster`."""
-    config = json.loads(booster.save_config())
-    if config["learner"]["gradient_booster"]["name"] == "gbtree":
-        return TreePredictor(booster)
-    return Predictor(booster)
+    """The fastest right way to ask `booster`, as `load_booster` loads it."""
+    return TreePredictor(booster) if booster.kind == "gbtree" else Predictor(booster)
 
 
 def _rounds_of(booster: Any) -> tuple[int, int]:
@@ -69,10 +66,12 @@ class TreePredictor(Predictor):
                 "cache_id": 0,
             },
         ).encode()
+        self._handle = booster.handle
         # Where the C API writes what it answers; the memory behind `_result` stays the booster's.
         self._shape = ctypes.POINTER(ctypes.c_uint64)()
         self._dimensions = ctypes.c_uint64()
-        self._result = ctypes.POINTER(ctypes.c_float)()
+        self._result = ctypes.c_void_p()
+        self._answer = (ctypes.byref(self._shape), ctypes.byref(self._dimensions), ctypes.byref(self._result))
 
     def predict(self, rows: Any) -> np.ndarray[Any, Any]:
         if not isinstance(rows, np.ndarray):
@@ -83,14 +82,8 @@ class TreePredictor(Predictor):
             raise ValueError("Input data contains `inf`")
         address = dense.__array_interface__["data"][0]
         interface = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, *dense.shape)
-        self._check(
-            self._call(
-                self._booster.handle, interface, self._config, None,
-                ctypes.byref(self._shape), ctypes.byref(self._dimensions), ctypes.byref(self._result),
-            ),
-        )  # fmt: skip
+        self._check(self._call(self._handle, interface, self._config, None, *self._answer))
         shape = self._shape[: self._dimensions.value]
         # Copied: the booster writes its next answer to the same place.
-        answer: np.ndarray[Any, Any] = np.ctypeslib.as_array(self._result, shape=(math.prod(shape),))
-        own: np.ndarray[Any, Any] = answer.copy().reshape(shape)
-        return own
+        answer = ctypes.string_at(self._result.value or 0, 4 * math.prod(shape))
+        return np.frombuffer(answer, np.float32).reshape(shape)
