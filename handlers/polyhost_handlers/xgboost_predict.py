@@ -8,6 +8,7 @@ bit by bit what the wrapper answers; boosters that it does not serve (gblinear) 
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import math
 from typing import Any
@@ -72,18 +73,36 @@ class TreePredictor(Predictor):
         self._dimensions = ctypes.c_uint64()
         self._result = ctypes.c_void_p()
         self._answer = (ctypes.byref(self._shape), ctypes.byref(self._dimensions), ctypes.byref(self._result))
+        # What every call would otherwise make anew: one row with its address, and `_matrix`.
+        self._row = np.empty((1, booster.num_features()), np.float32)
+        self._row_interface = _interface_of(self._row)
+
+    @functools.cached_property
+    def _matrix(self) -> Any:
+        """What XGBoost takes for a matrix of the rows; made at the first request, a load need not wait for it."""
+        from xgboost.core import _ProxyDMatrix
+
+        return _ProxyDMatrix()
 
     def predict(self, rows: Any) -> np.ndarray[Any, Any]:
         if not isinstance(rows, np.ndarray):
             return super().predict(rows)
         with np.errstate(over="ignore"):
-            dense = np.ascontiguousarray(rows, dtype=np.float32)
+            if rows.shape == self._row.shape:
+                dense, interface = self._row, self._row_interface
+                dense[:] = rows
+            else:
+                dense = np.ascontiguousarray(rows, dtype=np.float32)
+                interface = _interface_of(dense)
         if np.isinf(dense).any():  # a DMatrix refuses it, this call does not look
             raise ValueError("Input data contains `inf`")
-        address = dense.__array_interface__["data"][0]
-        interface = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, *dense.shape)
-        self._check(self._call(self._handle, interface, self._config, None, *self._answer))
+        self._check(self._call(self._handle, interface, self._config, self._matrix.handle, *self._answer))
         shape = self._shape[: self._dimensions.value]
         # Copied: the booster writes its next answer to the same place.
         answer = ctypes.string_at(self._result.value or 0, 4 * math.prod(shape))
         return np.frombuffer(answer, np.float32).reshape(shape)
+
+
+def _interface_of(dense: np.ndarray[Any, Any]) -> bytes:
+    address = dense.__array_interface__["data"][0]
+    return b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, *dense.shape)
