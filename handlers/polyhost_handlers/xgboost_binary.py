@@ -12,7 +12,7 @@ import struct
 
 import numpy as np
 
-from polyhost_handlers.xgboost_document import check_groups, check_trees
+from polyhost_handlers.xgboost_document import check_trees, groups_of
 from polyhost_handlers.xgboost_ubjson import BrokenModel, Trees
 
 SNAPSHOT_MARK = b"CONFIG-offset:"
@@ -45,8 +45,7 @@ class _Walk:
     def learner(self) -> str:
         features, has_attributes = self._number("<I", 4), self._number("<i", 12)
         # Versions without several targets wrote 0.
-        groups = max(1, self._number("<i", 8), self._number("<I", 28))
-        check_groups(groups, len(self._data))
+        groups = groups_of([self._number("<i", 8), self._number("<I", 28)], len(self._data))
         self._skip(_LEARNER_PARAM)
         self._text()
         booster = self._text()

@@ -31,8 +31,8 @@ def check_document(data: bytes | bytearray) -> str:
         learner = document.get("Model", document)["learner"]
         booster = learner["gradient_booster"]
         features = int(learner["learner_model_param"]["num_feature"])
-        groups = max(1, *(int(learner["learner_model_param"].get(name, 1)) for name in ("num_class", "num_target")))
-        check_groups(groups, len(data))
+        counts = [int(learner["learner_model_param"].get(name, 1)) for name in ("num_class", "num_target")]
+        groups = groups_of(counts, len(data))
         for model in (booster.get("model"), booster.get("gbtree", {}).get("model")):
             if model is not None:
                 _check_model(model, features, groups)
@@ -44,9 +44,15 @@ def check_document(data: bytes | bytearray) -> str:
         raise BrokenModel(f"the document is not an XGBoost model ({type(error).__name__}: {error})") from error
 
 
-def check_groups(groups: int, model_bytes: int) -> None:
-    """Each row's prediction takes as many numbers, and a model has at least a number for each. Raises BrokenModel."""
-    _require(groups * 4 <= model_bytes, "num_class")
+def groups_of(counts: Sequence[int], model_bytes: int) -> int:
+    """
+    How many numbers each row's prediction takes, by the numbers of classes and targets. Raises BrokenModel.
+
+    A model has at least a number for each.
+    """
+    groups = max(1, *counts)
+    _require(min(counts) >= 0 and groups * 4 <= model_bytes, "num_class")
+    return groups
 
 
 def _check_model(model: Mapping[str, Any], features: int, groups: int) -> None:

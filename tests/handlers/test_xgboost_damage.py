@@ -277,6 +277,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "rounds that go back": lambda model: put(model_of(model)["iteration_indptr"], 1, 9),
     "rounds beyond the trees": lambda model: put(model_of(model)["iteration_indptr"], -1, 10),
     "classes without number": lambda model: model["learner"]["learner_model_param"].update(num_class="2000000000"),
+    "classes below none": lambda model: model["learner"]["learner_model_param"].update(num_class="-16777216"),
     "features that are no number": lambda model: model["learner"]["learner_model_param"].update(num_feature="x"),
     "no learner": lambda model: model.pop("learner"),
     "no booster": lambda model: model["learner"].pop("gradient_booster"),
@@ -455,3 +456,13 @@ def test_trees_of_the_old_binary_format_are_checked(name: str, tmp_path: Path) -
             check_binary(bytes(damaged))
         with pytest.raises(LoadFailed, match=REFUSED):
             load(tmp_path, bytes(damaged))
+
+
+def test_classes_below_none_in_the_old_binary_format(tmp_path: Path) -> None:
+    """
+    XGBoost would load them, and run out of memory at the first request.
+    """
+    content = bytearray((FIXTURES / "old-binary-0.90.model").read_bytes())
+    content[11] = 255
+    with pytest.raises(LoadFailed, match=REFUSED):
+        load(tmp_path, bytes(content))
