@@ -56,40 +56,35 @@ class TreePredictor(Predictor):
 
         self._call = _LIB.XGBoosterPredictFromDense
         self._check = _check_call
-        self._config = json.dumps(
-            {
-                "type": 0,
-                "training": False,
-                "iteration_begin": self._rounds[0],
-                "iteration_end": self._rounds[1],
-                "missing": math.nan,
-                "strict_shape": False,
-                "cache_id": 0,
-            },
-        ).encode()
+        self._config = _config_of(*self._rounds)
         self._handle = booster.handle
         # Where the C API writes what it answers; the memory behind `_result` stays the booster's.
         self._shape = ctypes.POINTER(ctypes.c_uint64)()
         self._dimensions = ctypes.c_uint64()
         self._result = ctypes.c_void_p()
         self._answer = (ctypes.byref(self._shape), ctypes.byref(self._dimensions), ctypes.byref(self._result))
-        # What every call would otherwise make anew: one row with its address, and `_matrix`.
-        self._row = np.empty((1, booster.num_features()), np.float32)
-        self._row_interface = _interface_of(self._row)
+
+    # What every call would otherwise make anew is made at the first: a load need not wait for it.
 
     @functools.cached_property
     def _matrix(self) -> Any:
-        """What XGBoost takes for a matrix of the rows; made at the first request, a load need not wait for it."""
+        """What XGBoost takes for a matrix of the rows."""
         from xgboost.core import _ProxyDMatrix
 
         return _ProxyDMatrix()
+
+    @functools.cached_property
+    def _one_row(self) -> tuple[np.ndarray[Any, Any], bytes]:
+        """Room for a row, and its address as XGBoost reads it."""
+        row = np.empty((1, self._booster.num_features()), np.float32)
+        return row, _interface_of(row)
 
     def predict(self, rows: Any) -> np.ndarray[Any, Any]:
         if not isinstance(rows, np.ndarray):
             return super().predict(rows)
         with np.errstate(over="ignore"):
-            if rows.shape == self._row.shape:
-                dense, interface = self._row, self._row_interface
+            dense, interface = self._one_row
+            if rows.shape == dense.shape:
                 dense[:] = rows
             else:
                 dense = np.ascontiguousarray(rows, dtype=np.float32)
@@ -106,3 +101,18 @@ class TreePredictor(Predictor):
 def _interface_of(dense: np.ndarray[Any, Any]) -> bytes:
     address = dense.__array_interface__["data"][0]
     return b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, *dense.shape)
+
+
+@functools.lru_cache
+def _config_of(first_round: int, end_round: int) -> bytes:
+    return json.dumps(
+        {
+            "type": 0,
+            "training": False,
+            "iteration_begin": first_round,
+            "iteration_end": end_round,
+            "missing": math.nan,
+            "strict_shape": False,
+            "cache_id": 0,
+        },
+    ).encode()
