@@ -113,9 +113,7 @@ def decode_csv(body: bytes) -> np.ndarray[Any, Any]:
     if not lines:
         raise NoContent("The request has no rows.")
     delimiter = _delimiter(lines[0])
-    rows = [[_number(value, line, column) for column, value in enumerate(row.split(delimiter), 1)]
-            for line, row in enumerate(lines, 1)]  # fmt: skip
-    return _rectangle(rows, "Line")
+    return _rectangle([_numbers(row.split(delimiter), line) for line, row in enumerate(lines, 1)], "Line")
 
 
 def decode_csv_table(body: bytes) -> np.ndarray[Any, Any]:
@@ -296,6 +294,13 @@ def _text(body: bytes) -> str:
 
 def _delimiter(line: str) -> str:
     return next((mark for mark in ",\t;|" if mark in line), ",")
+
+
+def _numbers(fields: list[str], line: int) -> list[float]:
+    try:
+        return list(map(float, fields))
+    except ValueError:  # an empty field, or one that is no number
+        return [_number(field, line, column) for column, field in enumerate(fields, 1)]
 
 
 def _number(field: str, line: int, column: int) -> float:

@@ -9,9 +9,12 @@ configuration that only `__setstate__` reads.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import pickle
 import pickletools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,41 +27,74 @@ from polyhost_handlers.xgboost_document import check_document
 _SNAPSHOTS = (SNAPSHOT_MARK, b'{"Config":', b"{L\0\0\0\0\0\0\0\x06Config")
 
 
+@contextlib.contextmanager
+def _silence(library: Any) -> Iterator[None]:
+    """Old formats are worth no warning to a server that exists to read them. The setting is per thread."""
+    config = ctypes.c_char_p()
+    library.XGBGetGlobalConfig(ctypes.byref(config))
+    before = config.value
+    library.XGBSetGlobalConfig(b'{"verbosity": 0}')
+    try:
+        yield
+    finally:
+        library.XGBSetGlobalConfig(before)
+
+
 def load_booster(path: Path) -> Any:
-    """An `xgboost.Booster` that predicts on one thread. Raises LoadFailed or MemoryError."""
+    """
+    An `xgboost.Booster` that predicts on one thread. Its `kind`, our own attribute, is gbtree, dart or gblinear.
+
+    Raises LoadFailed or MemoryError.
+    """
     data = path.read_bytes()
     with load_errors_named(f"{path.name} is not a readable XGBoost model", len(data)):
-        return _booster_of(_pickled_booster(data) if is_pickle(data) else bytearray(data))
+        return _booster_of(_pickled_booster(data) if is_pickle(data) else data)
 
 
-def _booster_of(data: bytearray) -> Any:
-    import xgboost
+def _booster_of(data: bytes) -> Any:
+    from xgboost.core import _LIB
 
-    # Old formats are worth no warning to a server that exists to read them. The setting is per thread.
-    with xgboost.config_context(verbosity=0):
-        if _is_document(data):
-            check_document(data)
-        else:
-            check_binary(data)
+    with _silence(_LIB):
+        kind = _checked(data)
         if data.startswith(_SNAPSHOTS):
-            snapshot = xgboost.Booster.__new__(xgboost.Booster)
-            snapshot.__setstate__({"handle": data})
-            # Out of the snapshot into a fresh booster: the trainer's threads and devices stay behind.
-            model = snapshot.save_raw("ubj")
-            if not _is_document(data):
-                check_document(model)
-            data = model
-        booster = xgboost.Booster({"nthread": 1})
-        # From memory the format is told by content; of a path, XGBoost believes the suffix.
-        booster.load_model(data)
-        if not _is_document(data):
-            # Its lengths are right; whether its trees are, is easier to see in a document.
-            check_document(booster.save_raw("ubj"))
+            data = _model_in(data)
+            kind = _checked(data)
+        booster = _loaded(data)
+    booster.kind = kind
     return booster
 
 
-def _is_document(data: bytearray) -> bool:
-    return data.startswith(b"{")
+def _checked(data: bytes) -> str:
+    return check_document(data) if data.startswith(b"{") else check_binary(data)
+
+
+def _model_in(snapshot: bytes) -> bytes:
+    """Out of the snapshot into a document: the trainer's threads and devices stay behind."""
+    import xgboost
+
+    booster = xgboost.Booster.__new__(xgboost.Booster)
+    booster.__setstate__({"handle": bytearray(snapshot)})
+    return bytes(booster.save_raw("ubj"))
+
+
+def _loaded(data: bytes) -> Any:
+    """
+    A configured booster.
+
+    Through the C API, as `Booster({"nthread": 1}).load_model(bytearray(data))` does it at a higher price. From memory
+    the format is told by content; of a path, XGBoost believes the suffix.
+    """
+    import xgboost
+    from xgboost.core import _LIB, _check_call
+
+    handle = ctypes.c_void_p()
+    _check_call(_LIB.XGBoosterCreate(None, ctypes.c_uint64(0), ctypes.byref(handle)))
+    booster = xgboost.Booster.__new__(xgboost.Booster)
+    booster.handle = handle
+    _check_call(_LIB.XGBoosterSetParam(handle, b"nthread", b"1"))
+    _check_call(_LIB.XGBoosterLoadModelFromBuffer(handle, data, ctypes.c_uint64(len(data))))
+    booster.num_features()  # configures it: what does not fit together is an error of the load, not of a request
+    return booster
 
 
 class _StandIn:
@@ -130,7 +166,7 @@ class _Unpickler(pickle.Unpickler):
         return content
 
 
-def _pickled_booster(data: bytes) -> bytearray:
+def _pickled_booster(data: bytes) -> bytes:
     """The bytes of the booster in a pickled `Booster` or scikit-learn wrapper."""
     _check_opcodes(data)
     model = _Unpickler(data).load()
@@ -139,7 +175,7 @@ def _pickled_booster(data: bytes) -> bytearray:
     handle = _member(model, "handle") if isinstance(model, _BoosterStandIn) else None
     if not isinstance(handle, (bytes, bytearray)):
         raise pickle.UnpicklingError("it holds no trained booster")
-    return bytearray(handle)
+    return bytes(handle)
 
 
 def _check_opcodes(data: bytes) -> None:

@@ -1,5 +1,5 @@
 """
-Whether XGBoost's old binary format, and the snapshot of 1.0 to 1.2 that wraps it, is whole.
+Whether XGBoost's old binary format, and the snapshot of 1.0 to 1.2 that wraps it, is whole, and its trees are trees.
 
 XGBoost reserves what the numbers in the file say before it reads: a wrong byte in a file of two kilobytes costs
 all memory. The layout is that of `Learner::Save` up to 1.7, little-endian.
@@ -10,24 +10,29 @@ from __future__ import annotations
 import json
 import struct
 
-from polyhost_handlers.xgboost_document import BrokenModel
+import numpy as np
+
+from polyhost_handlers.xgboost_document import check_trees, groups_of
+from polyhost_handlers.xgboost_ubjson import BrokenModel, Trees
 
 SNAPSHOT_MARK = b"CONFIG-offset:"
 _SNAPSHOT_HEADER = len(SNAPSHOT_MARK) + 8
 _LEARNER_PARAM = 136
 _TREES_PARAM, _TREE_PARAM, _LINEAR_PARAM = 160, 148, 136
 _NODE, _STATISTICS = 20, 16
+_SIZE_OF_TREE = struct.Struct("<4xi12xi")  # how many nodes, how many values a leaf
+_WITHOUT_FLAG = 2**31 - 1  # the highest bit says which child a node is, and which way a missing value goes
 _MIN_ATTRIBUTE = 16  # two lengths
 
 
-def check_binary(data: bytes | bytearray) -> None:
-    """Raises BrokenModel."""
+def check_binary(data: bytes | bytearray) -> str:
+    """Returns the booster's name: gbtree, dart, gblinear. Raises BrokenModel."""
     try:
         if data.startswith(SNAPSHOT_MARK):
             (model_bytes,) = struct.unpack_from("<Q", data, len(SNAPSHOT_MARK))
             json.loads(data[_SNAPSHOT_HEADER + model_bytes :])
             data = data[_SNAPSHOT_HEADER : _SNAPSHOT_HEADER + model_bytes]
-        _Walk(data).learner()
+        return _Walk(data).learner()
     except (struct.error, ValueError, RecursionError) as error:
         raise BrokenModel(f"it is cut off or broken: {error}") from error
 
@@ -37,31 +42,48 @@ class _Walk:
         self._data = data
         self._offset = 4 if data.startswith(b"binf") else 0
 
-    def learner(self) -> None:
-        has_attributes = self._number("<i", 12)
+    def learner(self) -> str:
+        features, has_attributes = self._number("<I", 4), self._number("<i", 12)
+        # Versions without several targets wrote 0.
+        groups = groups_of([self._number("<i", 8), self._number("<I", 28)], len(self._data))
         self._skip(_LEARNER_PARAM)
         self._text()
         booster = self._text()
         if booster == b"gblinear":
             self._skip(_LINEAR_PARAM)
-            self._skip(self._count(4) * 4)
+            weights = self._count(4)
+            if weights not in (0, (features + 1) * groups):
+                raise BrokenModel(f"{weights} weights are not one for each feature")
+            self._skip(weights * 4)
         else:
-            trees = self._trees()
+            trees = self._trees(features, groups)
             if booster == b"dart" and trees:
                 self._skip(self._count(4) * 4)
         for _ in range(self._count(_MIN_ATTRIBUTE) if has_attributes else 0):
             self._text()
             self._text()
+        return booster.decode()
 
-    def _trees(self) -> int:
+    def _trees(self, features: int, groups: int) -> int:
         trees = self._number("<i", 0)
         self._skip(_TREES_PARAM)
+        sizes, parts = [], []
         for _ in range(trees):
-            nodes, leaf_values = self._number("<i", 4), self._number("<i", 20)
+            nodes, leaf_values = _SIZE_OF_TREE.unpack_from(self._data, self._offset)
             if nodes < 1 or leaf_values not in (0, 1):
                 raise BrokenModel(f"a tree has {nodes} nodes, a leaf {leaf_values} values")
+            begin = self._offset + _TREE_PARAM
             self._skip(_TREE_PARAM + nodes * (_NODE + _STATISTICS))
-        self._skip(trees * 4)  # the group of each tree
+            sizes.append(nodes)
+            parts.append(self._data[begin : begin + nodes * _NODE])
+        group_of_tree = np.frombuffer(self._data[self._offset :], "<i4", max(0, trees))
+        self._skip(trees * 4)
+        if not ((group_of_tree >= 0) & (group_of_tree < groups)).all():
+            raise BrokenModel("a tree is of no class")
+        # Of each node: its parent, its children, its feature, its value.
+        parents, left, right, splits, _ = np.frombuffer(b"".join(parts), "<i4").reshape(-1, 5).T
+        nodes_of_all = np.stack([left, right, parents & _WITHOUT_FLAG, splits & _WITHOUT_FLAG])
+        check_trees(Trees(np.array(sizes, np.int64), nodes_of_all), features)
         return trees
 
     def _text(self) -> bytes:

@@ -8,6 +8,7 @@ bit by bit what the wrapper answers; boosters that it does not serve (gblinear) 
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import math
 from typing import Any
@@ -16,11 +17,8 @@ import numpy as np
 
 
 def predictor_of(booster: Any) -> Predictor:
-    """The fastest right way to ask `booster`, an `xgboost.Booster`."""
-    config = json.loads(booster.save_config())
-    if config["learner"]["gradient_booster"]["name"] == "gbtree":
-        return TreePredictor(booster)
-    return Predictor(booster)
+    """The fastest right way to ask `booster`, as `load_booster` loads it."""
+    return TreePredictor(booster) if booster.kind == "gbtree" else Predictor(booster)
 
 
 def _rounds_of(booster: Any) -> tuple[int, int]:
@@ -58,39 +56,63 @@ class TreePredictor(Predictor):
 
         self._call = _LIB.XGBoosterPredictFromDense
         self._check = _check_call
-        self._config = json.dumps(
-            {
-                "type": 0,
-                "training": False,
-                "iteration_begin": self._rounds[0],
-                "iteration_end": self._rounds[1],
-                "missing": math.nan,
-                "strict_shape": False,
-                "cache_id": 0,
-            },
-        ).encode()
+        self._config = _config_of(*self._rounds)
+        self._handle = booster.handle
         # Where the C API writes what it answers; the memory behind `_result` stays the booster's.
         self._shape = ctypes.POINTER(ctypes.c_uint64)()
         self._dimensions = ctypes.c_uint64()
-        self._result = ctypes.POINTER(ctypes.c_float)()
+        self._result = ctypes.c_void_p()
+        self._answer = (ctypes.byref(self._shape), ctypes.byref(self._dimensions), ctypes.byref(self._result))
+
+    # What every call would otherwise make anew is made at the first: a load need not wait for it.
+
+    @functools.cached_property
+    def _matrix(self) -> Any:
+        """What XGBoost takes for a matrix of the rows."""
+        from xgboost.core import _ProxyDMatrix
+
+        return _ProxyDMatrix()
+
+    @functools.cached_property
+    def _one_row(self) -> tuple[np.ndarray[Any, Any], bytes]:
+        """Room for a row, and its address as XGBoost reads it."""
+        row = np.empty((1, self._booster.num_features()), np.float32)
+        return row, _interface_of(row)
 
     def predict(self, rows: Any) -> np.ndarray[Any, Any]:
         if not isinstance(rows, np.ndarray):
             return super().predict(rows)
         with np.errstate(over="ignore"):
-            dense = np.ascontiguousarray(rows, dtype=np.float32)
+            dense, interface = self._one_row
+            if rows.shape == dense.shape:
+                dense[:] = rows
+            else:
+                dense = np.ascontiguousarray(rows, dtype=np.float32)
+                interface = _interface_of(dense)
         if np.isinf(dense).any():  # a DMatrix refuses it, this call does not look
             raise ValueError("Input data contains `inf`")
-        address = dense.__array_interface__["data"][0]
-        interface = b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, *dense.shape)
-        self._check(
-            self._call(
-                self._booster.handle, interface, self._config, None,
-                ctypes.byref(self._shape), ctypes.byref(self._dimensions), ctypes.byref(self._result),
-            ),
-        )  # fmt: skip
+        self._check(self._call(self._handle, interface, self._config, self._matrix.handle, *self._answer))
         shape = self._shape[: self._dimensions.value]
         # Copied: the booster writes its next answer to the same place.
-        answer: np.ndarray[Any, Any] = np.ctypeslib.as_array(self._result, shape=(math.prod(shape),))
-        own: np.ndarray[Any, Any] = answer.copy().reshape(shape)
-        return own
+        answer = ctypes.string_at(self._result.value or 0, 4 * math.prod(shape))
+        return np.frombuffer(answer, np.float32).reshape(shape)
+
+
+def _interface_of(dense: np.ndarray[Any, Any]) -> bytes:
+    address = dense.__array_interface__["data"][0]
+    return b'{"data":[%d,true],"shape":[%d,%d],"typestr":"<f4","version":3}' % (address, *dense.shape)
+
+
+@functools.lru_cache
+def _config_of(first_round: int, end_round: int) -> bytes:
+    return json.dumps(
+        {
+            "type": 0,
+            "training": False,
+            "iteration_begin": first_round,
+            "iteration_end": end_round,
+            "missing": math.nan,
+            "strict_shape": False,
+            "cache_id": 0,
+        },
+    ).encode()

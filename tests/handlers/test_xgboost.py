@@ -450,3 +450,29 @@ def test_an_archive_without_a_model(
 
     assert raised.value.message.startswith("Unable to load model: ")
     assert sentence in raised.value.message
+
+
+@pytest.mark.parametrize("options", [{}, {"objective": "multi:softprob", "num_class": 3, "target": LABELS}])
+def test_requests_leave_nothing_to_the_next(
+    options: dict[str, Any], tmp_path: Path, load: Callable[..., Model]
+) -> None:
+    """
+    One row, many, none that it takes, one again: each answer is the Booster's own, to the last bit.
+    """
+    booster = train(tmp_path, **options)
+    model = load("xgboost_handler", tmp_path)
+    for rows in (ROWS[:1], TRAINING, ROWS[1:2], TRAINING[:7], ROWS[2:], ROWS):
+        assert model.ask(csv(rows)).json() == predicted(booster, rows)
+        assert model.ask(b"inf,2,3,4").status == 400
+        assert model.ask(b"1,2,3").status == 400
+
+
+def test_text_that_python_takes_for_numbers_is_read_as_ever(model: Model) -> None:
+    """
+    Beside a missing value or not, a field means the same.
+    """
+    fields = b" 1.5 ,1_0,2e0,-3"
+    whole = model.ask(fields)
+    assert whole.status == 200
+    assert model.ask(b"1.5,10,2,-3").body == whole.body
+    assert model.ask(b" 1.5 ,1_0,2e0, ").body == model.ask(b"1.5,10,2,nan").body

@@ -24,10 +24,12 @@ import numpy as np
 import pytest
 import xgboost
 from conftest import ROOT
+from polyhost_handlers import xgboost_ubjson
 from polyhost_handlers.errors import LoadFailed
 from polyhost_handlers.xgboost_artifact import load_booster
 from polyhost_handlers.xgboost_binary import check_binary
 from polyhost_handlers.xgboost_document import BrokenModel, check_document
+from polyhost_handlers.xgboost_ubjson import Trees, read_ubjson
 
 from handlers.test_xgboost import EXPECTED, FIXTURES, LABELS, TRAINING
 
@@ -275,6 +277,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "rounds that go back": lambda model: put(model_of(model)["iteration_indptr"], 1, 9),
     "rounds beyond the trees": lambda model: put(model_of(model)["iteration_indptr"], -1, 10),
     "classes without number": lambda model: model["learner"]["learner_model_param"].update(num_class="2000000000"),
+    "classes below none": lambda model: model["learner"]["learner_model_param"].update(num_class="-16777216"),
     "features that are no number": lambda model: model["learner"]["learner_model_param"].update(num_feature="x"),
     "no learner": lambda model: model.pop("learner"),
     "no booster": lambda model: model["learner"].pop("gradient_booster"),
@@ -381,3 +384,85 @@ def test_the_fuzzer_runs_in_our_tree() -> None:
     """
     command = [sys.executable, "-c", "import polyhost_handlers; print(polyhost_handlers.__file__)"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith(str(ROOT))
+
+
+def plain_document(rounds: int, max_depth: int = 4) -> bytes:
+    """A model whose trees are read in one pass: ids of one byte and of two, ends of several lengths."""
+    options = {"nthread": 1, "max_depth": max_depth, "num_class": 3, "objective": "multi:softprob"}
+    return bytes(xgboost.train(options, xgboost.DMatrix(TRAINING, LABELS), rounds).save_raw("ubj"))
+
+
+def trees_of(content: bytes) -> Any:
+    return read_ubjson(content)["learner"]["gradient_booster"]["model"]["trees"]
+
+
+def test_trees_read_in_one_pass_are_those_read_one_by_one() -> None:
+    """
+    Also beyond 127 trees, where XGBoost writes longer numbers, and beyond the trees that are compared at once.
+    """
+    content = plain_document(200)
+    nodes = trees_of(content)
+    assert isinstance(nodes, Trees)
+    trees = json.loads(xgboost.Booster(model_file=bytearray(content)).save_raw("json"))
+    trees = trees["learner"]["gradient_booster"]["model"]["trees"]
+    assert nodes.sizes.tolist() == [len(tree["parents"]) for tree in trees]
+    for row, name in zip(nodes.nodes, ("left_children", "right_children", "parents", "split_indices"), strict=True):
+        assert row.tolist() == [value for tree in trees for value in tree[name]]
+    check_document(content)
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x80])
+def test_one_pass_sees_what_reading_one_by_one_sees(mask: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Whatever byte of the trees is wrong: both refuse the document, or both read the same trees.
+    """
+    content = plain_document(1, max_depth=1)
+    begin, end = content.index(b"trees[#"), content.index(b"learner_model_param")
+    damaged = [content[:at] + bytes([content[at] ^ mask]) + content[at + 1 :] for at in range(begin, end)]
+    in_one_pass = [outcome(one) for one in damaged]
+    monkeypatch.setattr(xgboost_ubjson, "_TREE", b"no tree begins so")
+    assert in_one_pass == [outcome(one) for one in damaged]
+    assert 0 < in_one_pass.count(None) < len(damaged)
+
+
+def outcome(content: bytes) -> Any:
+    try:
+        check_document(content)
+    except BrokenModel:
+        return None
+    trees = trees_of(content)
+    if isinstance(trees, Trees):
+        return trees.sizes.tolist(), trees.nodes.tolist()
+    names = ("left_children", "right_children", "parents", "split_indices")
+    rows = [[value for tree in trees for value in tree[name].tolist()] for name in names]
+    return [len(tree["parents"]) for tree in trees], rows
+
+
+@pytest.mark.parametrize("name", ["old-binary-0.90.model", "old-binary-1.7.deprecated.model"])
+def test_trees_of_the_old_binary_format_are_checked(name: str, tmp_path: Path) -> None:
+    """
+    Before XGBoost reads them: a child, a parent, a feature or a class that the model does not have.
+    """
+    content = (FIXTURES / name).read_bytes()
+    check_binary(content)
+    booster = load_booster(FIXTURES / name)
+    first = trees_of(bytes(booster.save_raw("ubj"))).nodes[:3, 0]
+    left, right = int(first[0]), int(first[1])
+    root = content.index(struct.pack("<iii", -1, left, right))
+    for offset, value in ((4, 1000), (8, 0), (4, -2), (8, -1), (12, 4), (20, 5)):
+        damaged = bytearray(content)
+        damaged[root + offset : root + offset + 4] = struct.pack("<i", value)
+        with pytest.raises(BrokenModel):
+            check_binary(bytes(damaged))
+        with pytest.raises(LoadFailed, match=REFUSED):
+            load(tmp_path, bytes(damaged))
+
+
+def test_classes_below_none_in_the_old_binary_format(tmp_path: Path) -> None:
+    """
+    XGBoost would load them, and run out of memory at the first request.
+    """
+    content = bytearray((FIXTURES / "old-binary-0.90.model").read_bytes())
+    content[11] = 255
+    with pytest.raises(LoadFailed, match=REFUSED):
+        load(tmp_path, bytes(content))
