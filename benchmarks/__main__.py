@@ -20,8 +20,8 @@ import psutil
 
 from benchmarks import report
 from benchmarks.artifacts import Artifacts
-from benchmarks.environment import machine, mlserver_environment, mxnet_environment, versions
-from benchmarks.parts import PARTS, QUICK, Measured, Setting, Sizes
+from benchmarks.environment import machine, mlserver_environment, mxnet_environment, revision, versions
+from benchmarks.parts import PARTS, QUICK, Measured, Setting, Sizes, mlserver_that_answers
 from benchmarks.report import BUSY_PERCENT
 from benchmarks.servers import REPOSITORY
 
@@ -65,13 +65,16 @@ def _run(arguments: argparse.Namespace) -> list[str]:
     signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"not done after {_LIMIT_SECS / 60:.0f} minutes"))
     signal.alarm(_LIMIT_SECS)
     sizes = _sizes(arguments)
-    mlserver: Path | str = "it was left out of this run."
-    if not arguments.quick and not arguments.without_mlserver:
-        mlserver = mlserver_environment(RESULTS / "mlserver-env")
     failed = []
     with _work_folder() as folder:
+        artifacts = Artifacts(folder)
+        mlserver: Path | str = "it was left out of this run."
+        if not arguments.quick and not arguments.without_mlserver:
+            mlserver = mlserver_environment(RESULTS / "mlserver-env")
+            if isinstance(mlserver, Path):
+                mlserver = mlserver_that_answers(mlserver, artifacts)
         setting = Setting(
-            sizes=sizes, artifacts=Artifacts(folder), say=_say, mlserver=mlserver, mxnet=mxnet_environment(),
+            sizes=sizes, artifacts=artifacts, say=_say, mlserver=mlserver, mxnet=mxnet_environment(),
             picture=REPOSITORY / "samples" / "models" / "picture.png",
             resnet=(REPOSITORY / "samples" / "models" / "resnet_18").resolve(),
         )  # fmt: skip
@@ -90,6 +93,7 @@ def _run(arguments: argparse.Namespace) -> list[str]:
                 error = type(caught).__name__
                 failed.append(name)
             results["parts"][name] = {
+                "revision": revision(),
                 "when": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
                 "secs": round(time.monotonic() - started),
                 "quick": arguments.quick,
@@ -118,7 +122,9 @@ def _results_of(path: Path, found: dict[str, str]) -> dict[str, Any]:
     fresh: dict[str, Any] = {"machine": machine(), "versions": found, "parts": {}}
     with contextlib.suppress(OSError, ValueError):
         old: dict[str, Any] = json.loads(path.read_text())
-        if old["machine"] == fresh["machine"] and fresh["versions"].items() <= old["versions"].items() | found.items():
+        if old["machine"] == fresh["machine"] and all(
+            old["versions"].get(name, it) == it for name, it in found.items()
+        ):
             return {**old, "versions": {**old["versions"], **found}}
     return fresh
 

@@ -16,7 +16,8 @@ import psutil
 _PACKAGES = (
     "polyhost", "multi-model-server", "sagemaker-inference", "xgboost-cpu", "numpy", "uvicorn", "uvloop", "httptools",
 )  # fmt: skip
-_MLSERVER_PACKAGES = ("mlserver", "mlserver-xgboost")
+# With uvloop 0.22, which gives no event loop unasked, the workers of MLServer 1.7.1 end as soon as they start.
+_MLSERVER_PACKAGES = ("mlserver", "mlserver-xgboost", "uvloop<0.22")
 _INSTALL_SECS = 900
 
 
@@ -47,6 +48,12 @@ def versions(mlserver: Path | str) -> dict[str, str]:
     if isinstance(mlserver, Path):
         found.update(_versions_in(mlserver, ("mlserver", "xgboost")))
     return found
+
+
+def revision() -> str:
+    """Of the checkout that is measured, "" where there is none."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def mxnet_environment() -> Path | str:

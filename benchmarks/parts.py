@@ -81,17 +81,34 @@ class Measured:
 Part = Callable[[Setting, Measured], None]
 
 
+def mlserver_that_answers(folder: Path, artifacts: Artifacts) -> Path | str:
+    """`folder`, if the MLServer installed there loads a model and answers; else why it is left out."""
+    source = artifacts.shared(1)[0]
+    server = MlServer(folder)
+    try:
+        server.prepare("probe", source)
+        with server:
+            _first_answer_ms(server, "probe", source)
+    except BenchmarkFailed as error:
+        return f"installed, it does not serve: {str(error).splitlines()[0]}"
+    return folder
+
+
 def start(setting: Setting, measured: Measured) -> None:
-    """Start of the process until /ping is answered."""
+    """Start of the process until /ping is answered, and until a first model has answered."""
+    source = setting.artifacts.shared(1)[0]
     for _ in range(setting.sizes.repeats):
         for make in _contenders(setting, measured):
             server = make()
+            server.prepare("first", source)
             try:
                 secs = server.start()
+                answer_secs = secs + _first_answer_ms(server, "first", source) / 1000
             finally:
                 server.stop()
             measured.add("start_secs", server.name, secs)
-            setting.say(f"{server.title}: {secs:.2f} s until /ping is answered")
+            measured.add("first_answer_secs", server.name, answer_secs)
+            setting.say(f"{server.title}: {secs:.2f} s until /ping, {answer_secs:.2f} s until a model has answered")
 
 
 def throughput(setting: Setting, measured: Measured) -> None:
@@ -130,6 +147,7 @@ def load(setting: Setting, measured: Measured) -> None:
                     for index in range(setting.sizes.loads_per_repeat):
                         name = f"{kind}-{number}-{index}"
                         source = sources[(number * setting.sizes.loads_per_repeat + index) % len(sources)]
+                        server.prepare(name, source)
                         measured.add(f"{kind}_ms", server.name, _first_answer_ms(server, name, source))
             latest = ", ".join(
                 f"{server.title} {statistics.median(by_server[server.name]):.1f} ms {kind.removesuffix('_ms')}"
@@ -150,6 +168,7 @@ def memory(setting: Setting, measured: Measured) -> None:
                     server.stop()
                     continue
                 with server:
+                    time.sleep(_SETTLE_SECS)
                     idle = server.pss_bytes()
                     per_model = _memory_per_model(setting, server, kind)
                 measured.add("idle_mib", server.name, idle / MIB)
@@ -342,7 +361,7 @@ def _require_equal_answers(servers: list[Server], model: str) -> None:
 
 
 def _first_answer_ms(server: Server, name: str, source: Path) -> float:
-    server.prepare(name, source)
+    """From before POST /models until the model has answered, on one connection; then it is unloaded."""
     with server.client() as client:
         started = time.perf_counter()
         server.load(client, name, source)
@@ -371,6 +390,7 @@ def _memory_per_model(setting: Setting, server: Server, kind: str) -> float:
 
 def _measure_many(setting: Setting, measured: Measured, server: Server, sources: list[Path]) -> None:
     """Load all by one client on one connection, then ask each once."""
+    time.sleep(_SETTLE_SECS)
     idle = server.pss_bytes()
     started = time.perf_counter()
     with server.client() as client:

@@ -99,6 +99,7 @@ ROWS = (
     Row("many", "p99_all_ms", "that p99", "ms"),
     Row("many", "memory_mib", "memory of {many_models:,} models", "MiB"),
     Row("start", "start_secs", "start of the process to first 200 on /ping", "s", _value_at_most(1, "1 s")),
+    Row("start", "first_answer_secs", "start of the process to the first answer of a first model", "s"),
     Row("images", "images_per_sec_1", "ResNet-18 images, 1 worker, 8 connections", "images/s", _at_least(1)),
     Row("images", "images_per_sec_2", "the same, 2 workers", "images/s", _at_least(1)),
     Row("images", "images_per_sec_4", "the same, 4 workers", "images/s", _at_least(1)),
@@ -201,6 +202,9 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         "MMS keeps two processes per model, about 95 MB: thousands of models are measured with native only.",
     ]
     parts = results["parts"]
+    if len({part["revision"] for part in parts.values()}) > 1:
+        measured_at = ", ".join(f"{name} at {part['revision']}" for name, part in parts.items())
+        notes.append(f"Not all of one revision: {measured_at}.")
     if quick := [name for name, part in parts.items() if part["quick"]]:
         notes.append(f"A quick run (fewer models and turns, not for show): {', '.join(quick)}.")
     if busy := [name for name, part in parts.items() if part["busy_before_percent"] > BUSY_PERCENT]:

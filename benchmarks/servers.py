@@ -28,7 +28,7 @@ from benchmarks.memory import pss_bytes
 REPOSITORY = Path(__file__).resolve().parent.parent
 CSV = "text/csv"
 _START_SECS = 90.0
-_ANSWER_SECS = 180.0
+_ANSWER_SECS = 60.0
 _POLL_SECS = 0.002
 _OTHERS_SETTINGS = re.compile(r"SAGEMAKER|POLYHOST|MMS_|MLSERVER|OMP_|PYTHONPATH")
 
@@ -230,7 +230,7 @@ class Mms(Server):
 
 
 class MlServer(Server):
-    """Seldon's MLServer with its own XGBoost runtime, every setting at its default."""
+    """Seldon's MLServer with its own XGBoost runtime, its settings at their defaults."""
 
     name = "mlserver"
     title = "MLServer"
@@ -259,7 +259,8 @@ class MlServer(Server):
         return [str(self._scripts / "mlserver"), "start", str(self._repository)]
 
     def own_environ(self) -> dict[str, str]:
-        return {"PATH": f"{self._scripts}:{os.environ.get('PATH', os.defpath)}"}
+        # Threads for one row cost more than they bring; the others' workers have one by default.
+        return {"OMP_NUM_THREADS": "1", "PATH": f"{self._scripts}:{os.environ.get('PATH', os.defpath)}"}
 
     def invoke_path(self, model: str) -> str:
         return f"/v2/models/{model}/infer"
