@@ -1,4 +1,4 @@
-.PHONY: run test check lint install models image image-test
+.PHONY: run test check lint install models bench image image-test
 
 run: ## install, serve the sample models, print calls to try
 	scripts/run
@@ -17,6 +17,9 @@ install: ## into .venv
 
 models: ## train the sample models
 	scripts/make-models
+
+bench: ## native beside the real MMS; PARTS="throughput load" REPEATS=3 ARGS=--quick
+	scripts/bench $(if $(REPEATS),--repeats $(REPEATS)) $(ARGS) $(PARTS)
 
 image: ## build the Docker image polyhost:mms
 	scripts/image

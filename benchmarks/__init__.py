@@ -1,0 +1,1 @@
+"""Polyhost's native engine beside the real Multi Model Server: `make bench`."""

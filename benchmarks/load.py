@@ -1,0 +1,66 @@
+"""Load from wrk, and its figures."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.artifacts import SEED
+from benchmarks.servers import BenchmarkFailed
+
+_SCRIPT = Path(__file__).with_name("load.lua")
+_TIMEOUT_SECS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What is asked: `path_format` has a `%d` for the model's number, 0 to `models` - 1."""
+
+    port: int
+    path_format: str
+    models: int
+    body: bytes
+    content_type: str
+    # "robin": one after the other; "zipf": the model of rank n with a chance of 1/n.
+    law: str = "robin"
+
+
+@dataclass(frozen=True)
+class Figures:
+    requests_per_sec: float
+    p50_ms: float
+    p99_ms: float
+
+
+def measure(load: Load, *, connections: int, secs: int) -> Figures:
+    """Closed loop: each connection asks again when it has its answer. Raises BenchmarkFailed if any is not a 200."""
+    with tempfile.NamedTemporaryFile(prefix="ph-bench-body-") as body:
+        body.write(load.body)
+        body.flush()
+        finished = subprocess.run(
+            ["wrk", "--latency", "-t1", f"-c{connections}", f"-d{secs}s", f"--timeout={_TIMEOUT_SECS}s",
+             "-s", str(_SCRIPT), f"http://127.0.0.1:{load.port}", "--",
+             load.path_format, str(load.models), load.law, load.content_type, body.name, str(SEED)],
+            capture_output=True, text=True, errors="replace", timeout=secs + 2 * _TIMEOUT_SECS, check=False,
+        )  # fmt: skip
+    return figures_of(finished.stdout + finished.stderr)
+
+
+def figures_of(output: str) -> Figures:
+    """What load.lua printed. Raises BenchmarkFailed."""
+    found = re.search(r"^JSON (.*)$", output, re.MULTILINE)
+    if found is None:
+        raise BenchmarkFailed(f"wrk ended without figures:\n{output[-1000:]}")
+    told = json.loads(found[1])
+    if told["bad"] or told["broken"] or not told["requests"]:
+        bad = re.search(r"^BAD (.*)$", output, re.MULTILINE)
+        example = f", for example {bad[1]}" if bad else ""
+        raise BenchmarkFailed(
+            f"of {told['requests']} answers {told['bad']} were not a 200{example}; "
+            f"{told['broken']} requests broke off or timed out",
+        )
+    return Figures(told["requests"] / told["secs"], told["p50_ms"], told["p99_ms"])

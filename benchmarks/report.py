@@ -1,0 +1,219 @@
+"""What the figures mean: rows with targets, as Markdown and for the picture."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONTENDERS = {"mms": "MMS", "native": "native", "mlserver": "MLServer"}
+_SIGNIFICANT = 3
+# Of all cores, before a part begins and nothing of the benchmark runs.
+BUSY_PERCENT = 10
+
+
+@dataclass(frozen=True)
+class Target:
+    """
+    What native is held to.
+
+    `of_mms`: `limit` is of native's median over MMS's; else of native's median itself.
+    """
+
+    limit: float
+    at_least: bool
+    of_mms: bool
+    words: str
+
+    def is_met(self, value: float) -> bool:
+        return value >= self.limit if self.at_least else value <= self.limit
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure of one part. `words` may name a size of the part, e.g. `{many_models}`."""
+
+    part: str
+    measure: str
+    words: str
+    unit: str
+    target: Target | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A row with its figures: all of them by contender, medians made where they are shown."""
+
+    row: Row
+    words: str
+    figures: Mapping[str, Sequence[float]]
+    is_quick: bool
+
+    def median(self, contender: str) -> float | None:
+        return statistics.median(self.figures[contender]) if self.figures.get(contender) else None
+
+    @property
+    def ratio(self) -> float | None:
+        """Native's median over MMS's."""
+        native, mms = self.median("native"), self.median("mms")
+        return native / mms if native is not None and mms else None
+
+    @property
+    def is_met(self) -> bool | None:
+        """None without a target or a figure."""
+        if self.row.target is None:
+            return None
+        value = self.ratio if self.row.target.of_mms else self.median("native")
+        return None if value is None else self.row.target.is_met(value)
+
+
+def _at_least(times: float) -> Target:
+    return Target(times, at_least=True, of_mms=True, words=f"≥ {times:g}×")
+
+
+def _at_most(share: float, words: str) -> Target:
+    return Target(share, at_least=False, of_mms=True, words=f"≤ {words}")
+
+
+def _value_at_most(value: float, words: str) -> Target:
+    return Target(value, at_least=False, of_mms=False, words=f"≤ {words}")
+
+
+ROWS = (
+    Row("throughput", "requests_per_sec", "20 XGBoost models in turn, one CSV row, 16 connections", "requests/s",
+        _at_least(8)),
+    Row("throughput", "p50_ms", "its p50", "ms"),
+    Row("throughput", "p99_ms", "its p99", "ms", _at_most(1 / 8, "1/8")),
+    Row("throughput", "p50_one_connection_ms", "p50 at 1 connection", "ms", _at_most(0.25, "1/4")),
+    Row("load", "shared_ms", "POST /models to first answer, shared worker", "ms", _at_most(1 / 200, "1/200")),
+    Row("load", "dedicated_ms", "the same, own handler, process of its own", "ms", _at_most(1 / 25, "1/25")),
+    Row("memory", "shared_mib", "memory of one more model, shared worker", "MiB", _at_most(1 / 600, "1/600")),
+    Row("memory", "dedicated_mib", "the same, own handler, process of its own", "MiB", _at_most(1 / 12, "1/12")),
+    Row("memory", "idle_mib", "memory of the idle server", "MiB"),
+    Row("many", "load_all_secs", "{many_models:,} models loaded one by one", "s", _value_at_most(40, "40 s")),
+    Row("many", "p99_all_over_20", "warm p99 over {many_models:,} models (Zipf) as a multiple of that over 20", "×",
+        _value_at_most(1.5, "1.5×")),
+    Row("many", "p99_all_ms", "that p99", "ms"),
+    Row("many", "memory_mib", "memory of {many_models:,} models", "MiB"),
+    Row("start", "start_secs", "start of the process to first 200 on /ping", "s", _value_at_most(1, "1 s")),
+    Row("start", "first_answer_secs", "start of the process to the first answer of a first model", "s"),
+    Row("images", "images_per_sec_1", "ResNet-18 images, 1 worker, 8 connections", "images/s", _at_least(1)),
+    Row("images", "images_per_sec_2", "the same, 2 workers", "images/s", _at_least(1)),
+    Row("images", "images_per_sec_4", "the same, 4 workers", "images/s", _at_least(1)),
+    Row("bodies", "bodies_per_sec", "5 MB bodies to a handler that answers their length, 4 connections", "requests/s"),
+    Row("bodies", "bodies_p99_ms", "its p99", "ms"),
+    Row("resident", "load_all_secs", "{resident_models:,} models loaded one by one", "s"),
+    Row("resident", "memory_mib", "memory of {resident_models:,} models", "MiB"),
+    Row("resident", "requests_per_sec", "requests/s over all of them (Zipf), 16 connections", "requests/s"),
+    Row("resident", "p99_ms", "its p99", "ms"),
+    Row("floor", "calls_per_sec", "floor: the same call in a bare loop, one core", "calls/s"),
+    Row("floor", "echo_per_sec", "floor: a bare ASGI echo, 16 connections", "requests/s"),
+    Row("floor", "echo_p50_ms", "its p50", "ms"),
+)  # fmt: skip
+
+
+def write(folder: Path) -> None:
+    """`results.md` and `results.png` from `results.json`."""
+    from benchmarks.plot import draw
+
+    results = json.loads((folder / "results.json").read_text())
+    outcomes = outcomes_of(results)
+    (folder / "results.md").write_text(markdown(results, outcomes))
+    draw(outcomes, results, folder / "results.png")
+
+
+def outcomes_of(results: Mapping[str, Any]) -> list[Outcome]:
+    """The rows for which there are figures."""
+    outcomes = []
+    for row in ROWS:
+        part = results["parts"].get(row.part)
+        figures = part["figures"].get(row.measure) if part else None
+        if part and figures:
+            outcomes.append(Outcome(row, row.words.format(**part["sizes"]), figures, part["quick"]))
+    return outcomes
+
+
+def markdown(results: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
+    shown = [name for name in CONTENDERS if any(outcome.figures.get(name) for outcome in outcomes)]
+    titles = ["what", *(CONTENDERS[name] for name in shown), "native / MMS", "target", "met"]
+    lines = [
+        f"Measured {when_of(results)} on {machine_of(results)}.",
+        "Each figure is the median of all turns, in brackets the least and the most.",
+        "",
+        "| " + " | ".join(titles) + " |",
+        "| " + " | ".join(["---", *["---:"] * (len(shown) + 1), "---", "---"]) + " |",
+    ]
+    lines += [_table_line(outcome, shown) for outcome in outcomes]
+    lines += ["", *(f"* {note}" for note in _notes(results)), "", f"{_versions(results)}."]
+    return "\n".join(lines) + "\n"
+
+
+def machine_of(results: Mapping[str, Any]) -> str:
+    machine = results["machine"]
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory']}, {machine['system']}"
+
+
+def when_of(results: Mapping[str, Any]) -> str:
+    days = sorted({part["when"][:10] for part in results["parts"].values()})
+    return " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""
+
+
+def number(value: float) -> str:
+    """Three significant digits, thousands with commas, never an exponent."""
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.{_SIGNIFICANT}g}")
+    if abs(rounded) >= 100:
+        return f"{rounded:,.0f}"
+    decimals = 1 if abs(rounded) >= 10 else 2 if abs(rounded) >= 1 else 3
+    return f"{value:.{decimals}f}" if abs(rounded) >= 0.01 else f"{value:.4f}"
+
+
+def ratio_words(ratio: float) -> str:
+    """`9.1×`, or `1/640` when native needs less."""
+    return f"{number(ratio)}×" if ratio >= 0.995 else f"1/{number(1 / ratio)}"
+
+
+def _table_line(outcome: Outcome, shown: Sequence[str]) -> str:
+    target = outcome.row.target
+    cells = [
+        outcome.words,
+        *(_cell(outcome, name) for name in shown),
+        ratio_words(outcome.ratio) if outcome.ratio else "",
+        target.words if target else "",
+        {None: "", True: "yes", False: "**no**"}[outcome.is_met],
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(outcome: Outcome, name: str) -> str:
+    figures = outcome.figures.get(name)
+    if not figures:
+        return ""
+    median = f"{number(statistics.median(figures))} {outcome.row.unit}"
+    return f"{median} ({number(min(figures))}–{number(max(figures))})" if len(figures) > 1 else median
+
+
+def _notes(results: Mapping[str, Any]) -> list[str]:
+    notes = [
+        "MMS keeps two processes per model, about 95 MB: thousands of models are measured with native only.",
+    ]
+    parts = results["parts"]
+    if len({part["revision"] for part in parts.values()}) > 1:
+        measured_at = ", ".join(f"{name} at {part['revision']}" for name, part in parts.items())
+        notes.append(f"Not all of one revision: {measured_at}.")
+    if quick := [name for name, part in parts.items() if part["quick"]]:
+        notes.append(f"A quick run (fewer models and turns, not for show): {', '.join(quick)}.")
+    if busy := [name for name, part in parts.items() if part["busy_before_percent"] > BUSY_PERCENT]:
+        notes.append(f"The machine was doing something else when these began: {', '.join(busy)}.")
+    notes += [f"Failed, its figures are not whole: {name}." for name, part in parts.items() if part["failed"]]
+    notes += dict.fromkeys(note for part in parts.values() for note in part["notes"])
+    return notes
+
+
+def _versions(results: Mapping[str, Any]) -> str:
+    versions = {"Python": results["machine"]["python"], **results["versions"]}
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
