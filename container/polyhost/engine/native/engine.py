@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -28,11 +29,11 @@ from polyhost.engine.errors import (
     Unavailable,
 )
 from polyhost.engine.native.messages import Answered, Done, Failed, Keep, Load, Predict, Unload
-from polyhost.engine.native.pool import Worker, WorkerLost, ignore_result
+from polyhost.engine.native.pool import DEDICATED_BYTES, Worker, WorkerLost, ignore_result
 from polyhost.engine.native.source import Inspector, Source
 from polyhost.engine.native.workforce import STOPPING, Workforce
 from polyhost.engine.protocol import Answer, Item, Registration
-from polyhost.memory import fits, mib
+from polyhost.memory import fits, mib, private_bytes
 from polyhost.metrics import Metrics
 
 logger = logging.getLogger("polyhost.engine")
@@ -42,8 +43,8 @@ JOB_QUEUE_SIZE = 100
 # A model that has ended this many workers in that time is refused.
 MAX_DEATHS = 3
 _DEATHS_SECS = 600.0
-# What a forked worker takes for itself, before its model.
-_DEDICATED_BYTES = 5 * 1024**2
+# Of a worker that a slow model has taken for itself: where CPUs are short, quick answers go first.
+_SLOW_NICENESS = 5
 _UNLOADED = "its model was unloaded"
 _EXPECTED_ENDS = (_UNLOADED, STOPPING)
 
@@ -217,7 +218,7 @@ class NativeEngine:
 
     def _describe_copy(self, model: Model, copy: Copy) -> dict[str, Any]:
         if copy.worker is not None and copy.worker.is_dedicated:
-            memory = copy.worker.resident_bytes
+            memory = private_bytes(copy.worker.pid)
         else:
             # A load into room that others left shows no growth: it takes its archive's bytes at least.
             memory = max(copy.grown_bytes, model.source.artifact_bytes)
@@ -292,7 +293,7 @@ class NativeEngine:
     def _cost_bytes(self, model: Model) -> int:
         """What a model takes: its archive's bytes, times what all that are loaded take for each of theirs."""
         if model.is_dedicated:
-            return model.source.artifact_bytes + _DEDICATED_BYTES
+            return model.source.artifact_bytes + DEDICATED_BYTES
         return int(model.source.artifact_bytes * self._workforce.bytes_per_artifact_byte())
 
     async def _load_admitted(self, model: Model, copy: Copy) -> Worker:
@@ -455,6 +456,8 @@ class NativeEngine:
         logger.info("model %s is slow: worker %d is its own from now on", model.name, worker.pid)
         model.is_dedicated = True
         self._workforce.dedicate(worker)
+        with contextlib.suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, worker.pid, _SLOW_NICENESS)
         moved = self._leave(worker, but=model)
         worker.models &= {key}
         moved_bytes = sum(other.source.artifact_bytes for other, _ in moved)

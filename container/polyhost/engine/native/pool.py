@@ -24,6 +24,9 @@ from polyhost.engine.native.messages import FromWorker, ToWorker
 
 # Sent ahead to a worker, so that it never waits for us between two short calls.
 WINDOW = 8
+_BURY_AGAIN_SECS = 0.1
+# What a forked worker makes its own of the memory that it shares with its template, before its model.
+DEDICATED_BYTES = 5 * 1024**2
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -68,12 +71,16 @@ class Worker(asyncio.Protocol):
         self.free_bytes = 0
         self.needs_trim = False
         self.last_busy = time.monotonic()
+        self._watched: Order | None = None
+        self._watched_secs = 0.0
+        self._seen = (0.0, 0.0)
         # Done when the process has ended and is buried, with the signal that ended it or 0: its memory is back.
         self.gone: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._on_lost = on_lost
         self._deframer = Deframer(FromWorker)
         self._transport: asyncio.Transport | None = None
         self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY)
+        self._schedstat = os.open(f"/proc/{pid}/schedstat", os.O_RDONLY)
         self._base_bytes = 0
         self._measured_bytes: int | None = None
 
@@ -87,7 +94,11 @@ class Worker(asyncio.Protocol):
 
     @property
     def resident_bytes(self) -> int:
-        """Its private resident memory, bytes; measured again after each thing it did. 0 when it is gone."""
+        """
+        Its resident memory that is no file's, bytes, what it still shares with its template too.
+
+        Measured again after each thing it did. 0 when it is gone.
+        """
         if self._measured_bytes is None or self.sent:
             try:
                 _, resident, shared, *_ = os.pread(self._statm, 128, 0).split()
@@ -99,7 +110,31 @@ class Worker(asyncio.Protocol):
     @property
     def models_bytes(self) -> int:
         """What its models use: what the process has grown by, less what unloaded models left to the next ones."""
-        return max(0, self.resident_bytes - self._base_bytes - self.free_bytes)
+        grown = max(0, self.resident_bytes - self._base_bytes - self.free_bytes)
+        return grown + DEDICATED_BYTES if self.is_dedicated else grown
+
+    def look(self) -> float:
+        """
+        Since when the call that runs has been running, seconds, as far as it is its own fault.
+
+        Time in which it was ready to run and the machine had no CPU for it does not count. To be called again and
+        again: what passed before the first look at a call is not seen.
+        """
+        running = self.sent[0] if self.sent else None
+        now, waited_secs = time.monotonic(), self._waited_for_a_cpu_secs()
+        if running is not self._watched:
+            self._watched, self._watched_secs = running, 0.0
+        else:
+            before, waited_before_secs = self._seen
+            self._watched_secs += max(0.0, now - before - (waited_secs - waited_before_secs))
+        self._seen = (now, waited_secs)
+        return self._watched_secs
+
+    def _waited_for_a_cpu_secs(self) -> float:
+        try:
+            return int(os.pread(self._schedstat, 128, 0).split()[1]) / 1e9
+        except (OSError, IndexError):
+            return 0.0
 
     def order(self, message: ToWorker, timeout_secs: float) -> asyncio.Future[FromWorker]:
         """Send, or queue behind what was sent. The future raises WorkerLost if the worker ends first."""
@@ -148,11 +183,24 @@ class Worker(asyncio.Protocol):
         asyncio.get_running_loop().remove_reader(process)
         os.close(process)
         os.close(self._statm)
-        self._statm = -1
+        os.close(self._schedstat)
+        self._statm = self._schedstat = -1
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)  # what its handler had started; until now the number is its own
         status = 0
         with contextlib.suppress(ChildProcessError):
             _, status = os.waitpid(self.pid, os.WNOHANG)
+        self._bury_group()
         self.gone.set_result(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
+
+    def _bury_group(self) -> None:
+        """As orphans they are our children."""
+        try:
+            while os.waitpid(-self.pid, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        asyncio.get_running_loop().call_later(_BURY_AGAIN_SECS, self._bury_group)
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -45,6 +45,8 @@ _OOM_SCORE_ADJ = "500"
 def run(connection: socket.socket, front_pid: int) -> None:
     """The worker's whole life; called in the forked process."""
     _die_with(front_pid)
+    # What a handler starts is in our group, and ends with us.
+    os.setpgid(0, 0)
     # Ctrl-C goes to the whole terminal; the front decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -19,9 +19,9 @@ from polyhost.engine.native.pool import Template, Worker, WorkerLost, ignore_res
 
 logger = logging.getLogger("polyhost.engine")
 
-_TICK_SECS = 0.05
+_TICK_SECS = 0.02
 # A call that takes longer holds its worker up, if others wait there.
-SLOW_CALL_SECS = 0.1
+SLOW_CALL_SECS = 0.05
 _IDLE_SECS = 1.0
 _TRIM_TIMEOUT_SECS = 60.0
 # Workers that end one after the other are started again ever more slowly.
@@ -196,10 +196,9 @@ class Workforce:
                 self.keep(asyncio.create_task(self._trim_quietly(worker)))
             return
         running = worker.sent[0]
-        busy_secs = now - running.started
-        if busy_secs > running.timeout_secs:
+        if now - running.started > running.timeout_secs:
             worker.kill(f"it did not answer within {running.timeout_secs:g} s")
-        elif busy_secs > SLOW_CALL_SECS and not worker.is_dedicated and running.model is not None:
+        elif not worker.is_dedicated and worker.look() > SLOW_CALL_SECS and running.model is not None:
             behind = itertools.chain(itertools.islice(worker.sent, 1, None), worker.waiting)
             if any(order.model != running.model for order in behind):
                 self._on_held_up(worker, running.model)
