@@ -34,10 +34,13 @@ def main() -> int:
     arguments = _arguments()
     arguments.results.mkdir(parents=True, exist_ok=True)
     failed: list[str] = []
-    if not arguments.render:
-        failed = _run(arguments)
-    report.write(arguments.results)
-    print((arguments.results / "results.md").read_text(), end="")
+    try:
+        if not arguments.render:
+            failed = _run(arguments)
+    finally:  # what was measured is shown, even if the run was stopped
+        if (arguments.results / "results.json").exists():
+            report.write(arguments.results)
+            print((arguments.results / "results.md").read_text(), end="")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -122,10 +125,9 @@ def _results_of(path: Path, found: dict[str, str]) -> dict[str, Any]:
     fresh: dict[str, Any] = {"machine": machine(), "versions": found, "parts": {}}
     with contextlib.suppress(OSError, ValueError):
         old: dict[str, Any] = json.loads(path.read_text())
-        if old["machine"] == fresh["machine"] and all(
-            old["versions"].get(name, it) == it for name, it in found.items()
-        ):
-            return {**old, "versions": {**old["versions"], **found}}
+        known = {**found, **old["versions"]}
+        if old["machine"] == fresh["machine"] and known.items() >= found.items():
+            return {**old, "versions": known}
     return fresh
 
 

@@ -24,7 +24,7 @@ _INK = "#22303c"
 
 # Panel: title, whether more is better, whether the axis is logarithmic, rows as (part, measure, words).
 _PANELS = (
-    ("Throughput, per second", "more is better", False, (
+    ("Throughput, per second", "more is better; bold: native, and its ratio to MMS", False, (
         ("throughput", "requests_per_sec", "20 XGBoost models\n16 connections"),
     )),
     ("Latency, ms", "less is better, log scale", True, (
