@@ -310,12 +310,12 @@ class NativeEngine:
                 raise
             raise await self._lost_while_loading(model, worker, lost) from lost
         if isinstance(reply, Failed):
+            worker.models.discard(model.key)
             if worker.is_dedicated:
                 await self._end(worker)
             kind = OutOfMemory if reply.status == OutOfMemory.status else EngineError
             raise kind(reply.message)
         assert isinstance(reply, Done)
-        worker.models.add(model.key)
         worker.artifact_bytes += model.source.artifact_bytes
         worker.free_bytes = max(0, worker.free_bytes - self._cost_bytes(model))
         copy.worker = worker
@@ -326,7 +326,7 @@ class NativeEngine:
     async def _find_worker(self, model: Model) -> Worker:
         try:
             if model.is_dedicated:
-                return await self._workforce.dedicated(model.source.environment)
+                return await self._workforce.dedicated(model.source.environment, model.key)
             return await self._workforce.shared(model.source.environment, model.key)
         except (OSError, EOFError) as error:
             raise OutOfMemory(f"No process can be started for model {model.name}: {error}.") from error
@@ -342,7 +342,7 @@ class NativeEngine:
         if copy.loading is not None:
             copy.loading.cancel()
         worker, copy.worker = copy.worker, None
-        if worker is None or not worker.is_alive:
+        if worker is None or not worker.is_alive or any(other.worker is worker for other in model.copies):
             return
         worker.models.discard(model.key)
         cost = self._cost_bytes(model)

@@ -101,15 +101,23 @@ class Workforce:
     # Workers
 
     async def shared(self, environment: str, model: int) -> Worker:
-        """The shared worker with the fewest models, one that does not hold `model` yet if there is one."""
+        """
+        The shared worker with the fewest models, one that does not hold `model` yet if there is one.
+
+        From now on it counts as holding it, so that two copies that are loaded at once find two workers.
+        """
         shared = self._shared.setdefault(environment, [])
         if not shared or not self._delay_secs(environment):
             await self._fill(environment)
         free = [worker for worker in shared if model not in worker.models] or shared
-        return min(free, key=lambda worker: (len(worker.models) + worker.load, worker.load))
+        chosen = min(free, key=lambda worker: len(worker.models) + worker.load)
+        chosen.models.add(model)
+        return chosen
 
-    async def dedicated(self, environment: str) -> Worker:
-        return await self._fork(environment, is_dedicated=True)
+    async def dedicated(self, environment: str, model: int) -> Worker:
+        worker = await self._fork(environment, is_dedicated=True)
+        worker.models.add(model)
+        return worker
 
     def dedicate(self, worker: Worker) -> None:
         """A shared worker is one model's own from now on."""
@@ -118,11 +126,10 @@ class Workforce:
         self.keep(asyncio.create_task(self._fill(worker.environment)))
 
     async def _fill(self, environment: str) -> None:
-        wanted = self._shared_count if not environment else 1
         shared = self._shared.setdefault(environment, [])
-        while len(shared) < wanted:
+        while len(shared) < self._shared_count:
             async with self._starting.setdefault(environment, asyncio.Lock()):
-                if len(shared) < wanted:
+                if len(shared) < self._shared_count:
                     await asyncio.sleep(self._delay_secs(environment))
                     shared.append(await self._fork(environment, is_dedicated=False))
 
