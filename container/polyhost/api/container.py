@@ -52,13 +52,29 @@ class Reply:
 
 
 class ContainerApi:
-    """The application. `single_model` is the model that /invocations means when it names none."""
+    """
+    The application. `single_model` is the model that /invocations means when it names none.
 
-    def __init__(self, engine: Engine, *, max_request_bytes: int, single_model: str | None, workers: int) -> None:
+    MMS splits its API in two where they have ports of their own: an application serves one part or both.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_request_bytes: int,
+        single_model: str | None,
+        workers: int,
+        serves_predictions: bool = True,
+        serves_management: bool = True,
+    ) -> None:
         self._engine = engine
         self._max_request_bytes = max_request_bytes
         self._single_model = single_model
         self._workers = workers
+        self._serves_predictions = serves_predictions
+        self._serves_management = serves_management
+        self._is_whole = serves_predictions and serves_management
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -87,6 +103,8 @@ class ContainerApi:
 
     async def _reply(self, scope: Scope, receive: Receive, request_id: str) -> Reply:
         parts = [unquote(part) for part in scope["raw_path"].decode("latin-1").split("/")[1:]]
+        if not self._is_whole and not self._offers(parts):
+            raise RouteNotFound(_NO_ROUTE)
         match parts:
             case ["models", name, "invoke"] | ["predictions", name] if scope["method"] != "OPTIONS":
                 return await self._invoke(scope, receive, request_id, name)
@@ -113,6 +131,15 @@ class ContainerApi:
                 raise MethodNotAllowed(_NO_METHOD)
             case _:
                 raise RouteNotFound(_NO_ROUTE)
+
+    def _offers(self, parts: list[str]) -> bool:
+        match parts:
+            case [""] | ["api-description"]:
+                return True
+            case ["models"] | ["models", _]:
+                return self._serves_management
+            case _:
+                return self._serves_predictions
 
     # Predictions
 

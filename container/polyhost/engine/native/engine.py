@@ -41,8 +41,6 @@ from polyhost.memory import fits, mib
 
 logger = logging.getLogger("polyhost.engine")
 
-# MMS's job_queue_size: how many requests may wait for one model.
-JOB_QUEUE_SIZE = 100
 # A model that has ended this many workers is refused until it is loaded again.
 MAX_DEATHS = 3
 _TICK_SECS = 0.05
@@ -108,6 +106,7 @@ class NativeEngine:
         shared_workers: int,
         workers_per_model: int = 1,
         response_timeout_secs: float = 60.0,
+        job_queue_size: int = 100,
         isolation: str = "auto",
         budget_bytes: int,
     ) -> None:
@@ -116,6 +115,8 @@ class NativeEngine:
         self._shared_count = shared_workers
         self._workers_per_model = workers_per_model
         self._timeout_secs = response_timeout_secs
+        # How many requests may wait for each copy of a model.
+        self._job_queue_size = job_queue_size
         self._isolation = isolation
         self._budget_bytes = budget_bytes
         self._reserved_bytes = 0
@@ -217,7 +218,7 @@ class NativeEngine:
         model = self._models.get(name)
         if model is None:
             raise ModelNotFound(f"Model not found: {name}")
-        if not model.copies or model.in_flight >= JOB_QUEUE_SIZE * len(model.copies):
+        if not model.copies or model.in_flight >= self._job_queue_size * len(model.copies):
             raise Unavailable(
                 f"No worker is available to serve request for model: {name}. Consider increasing job queue size.",
             )
@@ -249,7 +250,7 @@ class NativeEngine:
             "maxWorkers": max(wanted, model.max_workers),
             "batchSize": model.registration.batch_size,
             "maxBatchDelay": model.registration.max_batch_delay_ms,
-            "loadedAtStartup": False,
+            "loadedAtStartup": model.registration.is_startup,
             "workers": [self._describe_copy(model, copy) for copy in model.copies],
         }
         return {key: value for key, value in described.items() if value is not None}

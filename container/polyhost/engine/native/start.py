@@ -13,8 +13,10 @@ from polyhost.limits import Limits, is_multi_model
 from polyhost.memory import DEFAULT_SHARE, cpu_limit, memory_limit_bytes
 
 
-def native_engine(config: Config, environ: Mapping[str, str], limits: Limits, run: Path) -> NativeEngine:
-    """`run`: the folder where archives that are no folders are unpacked."""
+def native_engine(
+    config: Config, environ: Mapping[str, str], limits: Limits, run: Path, model_store: Path = Path("/"),
+) -> NativeEngine:  # fmt: skip
+    """`run`: the folder where archives that are no folders are unpacked. `model_store`: what urls are relative to."""
     told = worker_environ(config, environ)
     return NativeEngine(
         inspector=Inspector(
@@ -22,11 +24,13 @@ def native_engine(config: Config, environ: Mapping[str, str], limits: Limits, ru
             default_handler=handler_spec(config.handler),
             environ=told,
             run_folder=run,
+            model_store=model_store,
         ),
         environ=told,
         shared_workers=cpu_limit(),
         workers_per_model=limits.workers_per_model,
         response_timeout_secs=limits.response_timeout_secs,
+        job_queue_size=limits.job_queue_size,
         isolation=config.isolation,
         budget_bytes=config.memory_budget or int(memory_limit_bytes() * DEFAULT_SHARE),
     )
