@@ -25,7 +25,7 @@ from polyhost.engine.native.start import native_engine
 from polyhost.engine.protocol import Engine, Registration
 from polyhost.errors import PortInUse, StartFailed
 from polyhost.limits import Limits, base_folder, is_multi_model
-from polyhost.log import configure
+from polyhost.log import configure, every_line_as_json
 from polyhost.plan import Plan
 from polyhost.processes import become_subreaper, kill_descendants
 from polyhost.submit_directory import fetched_submit_directory
@@ -59,7 +59,8 @@ def serve_native(plan: Plan) -> int:
     for host, port in plan.addresses:
         require_free_port(host, port)
     become_subreaper()
-    with run_folder() as run:
+    in_one_form = every_line_as_json() if plan.config.log_format == "json" else contextlib.nullcontext()
+    with in_one_form, run_folder() as run:
         try:
             uvloop.run(_serve(plan, run))
         finally:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ from polyhost.engine.native.pool import (
 )
 from polyhost.engine.native.source import Inspector, Source
 from polyhost.engine.protocol import Answer, Item, Registration
-from polyhost.memory import fits, mib
+from polyhost.memory import DEFAULT_SHARE, fits, memory_limit_bytes, mib, private_bytes
 
 logger = logging.getLogger("polyhost.engine")
 
@@ -108,8 +109,9 @@ class NativeEngine:
         response_timeout_secs: float = 60.0,
         job_queue_size: int = 100,
         isolation: str = "auto",
-        budget_bytes: int,
+        budget_bytes: int | None,
     ) -> None:
+        """`budget_bytes`: None for a share of what there is, less what the idle server uses."""
         self._inspector = inspector
         self._environ = dict(environ)
         self._shared_count = shared_workers
@@ -118,7 +120,8 @@ class NativeEngine:
         # How many requests may wait for each copy of a model.
         self._job_queue_size = job_queue_size
         self._isolation = isolation
-        self._budget_bytes = budget_bytes
+        self._has_own_budget = budget_bytes is not None
+        self._budget_bytes = int(memory_limit_bytes() * DEFAULT_SHARE) if budget_bytes is None else budget_bytes
         self._reserved_bytes = 0
         self._models: dict[str, Model] = {}
         self._templates: dict[str, Template] = {}
@@ -140,6 +143,10 @@ class NativeEngine:
     async def _warm_up(self) -> None:
         for _ in range(self._shared_count):
             await self._add_shared_worker("")
+        if not self._has_own_budget:
+            pids = [os.getpid(), *(worker.pid for worker in self._workers if not worker.models)]
+            pids += [template.pid for template in self._templates.values() if template.pid is not None]
+            self._budget_bytes -= sum(private_bytes(pid) for pid in pids)
 
     async def stop(self) -> None:
         for task in self._tasks:

@@ -10,7 +10,7 @@ from polyhost.engine.handlers import handler_spec
 from polyhost.engine.native.engine import NativeEngine
 from polyhost.engine.native.source import Inspector
 from polyhost.limits import Limits, is_multi_model
-from polyhost.memory import DEFAULT_SHARE, cpu_limit, memory_limit_bytes
+from polyhost.memory import cpu_limit
 
 
 def native_engine(
@@ -32,7 +32,7 @@ def native_engine(
         response_timeout_secs=limits.response_timeout_secs,
         job_queue_size=limits.job_queue_size,
         isolation=config.isolation,
-        budget_bytes=config.memory_budget or int(memory_limit_bytes() * DEFAULT_SHARE),
+        budget_bytes=config.memory_budget,
     )
 
 
