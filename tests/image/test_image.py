@@ -33,7 +33,7 @@ MXNET_PYTHON = "/opt/polyhost/envs/mxnet/bin/python"
 MULTI_MODEL = ("--env", "SAGEMAKER_MULTI_MODEL=true")
 HARDENED = (
     *("--user", "1000", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"),
-    *("--security-opt", "no-new-privileges", "--network", "bridge"),
+    *("--security-opt", "no-new-privileges"),
 )
 TOOLKIT = Path(__file__).parent.parent / "server" / "toolkit"
 on_both = pytest.mark.parametrize("image", [IMAGE, NATIVE_IMAGE])
@@ -359,8 +359,10 @@ def test_the_container_ends_when_its_server_is_killed(start: Callable[..., Conta
 # Memory
 
 
-@pytest.mark.parametrize(("image", "memory"), [(IMAGE, "1g"), (NATIVE_IMAGE, "512m")])
-def test_a_full_container_answers_507_and_lives(start: Callable[..., Container], image: str, memory: str) -> None:
+@pytest.mark.parametrize(("image", "memory", "least_mib"), [(IMAGE, "1g", 300), (NATIVE_IMAGE, "512m", 150)])
+def test_a_full_container_answers_507_and_lives(
+    start: Callable[..., Container], image: str, memory: str, least_mib: int
+) -> None:
     """
     What does not fit is refused before the kernel kills anything; once others are unloaded, it loads.
     """
@@ -371,7 +373,7 @@ def test_a_full_container_answers_507_and_lives(start: Callable[..., Container],
     refused = f"blob{len(loaded)}"
 
     assert answer.status == 507, answer.text
-    assert len(loaded) * BLOB_MIB > 200  # not out of fear: there was little left
+    assert len(loaded) * BLOB_MIB > least_mib  # not out of fear: there was little left
     assert container.request("GET", "/ping").status == 200
     assert {container.invoke(name, "x").text for name in loaded} == {str(BLOB_MIB * MIB)}
     state = container.state()
