@@ -77,7 +77,8 @@ LABEL com.amazonaws.sagemaker.capabilities.multi-models=true \
 COPY --from=server /opt/polyhost /opt/polyhost
 COPY --from=mxnet /opt/polyhost/envs /opt/polyhost/envs
 COPY scripts/docker-entrypoint /usr/local/bin/
-ENV PATH=/opt/polyhost/bin:$PATH LANG=C.UTF-8 POLYHOST_HOST=0.0.0.0
+# ONNX Runtime reports its use to its makers unless it is told not to.
+ENV PATH=/opt/polyhost/bin:$PATH LANG=C.UTF-8 POLYHOST_HOST=0.0.0.0 ORT_DISABLE_TELEMETRY=1
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["/usr/bin/python3", "-IS", "-c", "\

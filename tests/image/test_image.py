@@ -295,6 +295,7 @@ def test_a_hardened_container_serves(start: Callable[..., Container], image: str
         assert container.invoke("growing", "x").text == "1"
     assert container.invoke("line", "1,2").status == 404
     assert all(json.loads(line)["message"] for line in container.logs().splitlines())
+    assert "telemetry" not in container.logs()  # nobody is told what is served here
     if java := container.java():
         heap_mib = int(re.search(r"-Xmx(\d+)m", " ".join(java["command"]))[1])
         assert heap_mib <= 128

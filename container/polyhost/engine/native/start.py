@@ -43,5 +43,6 @@ def worker_environ(config: Config, environ: Mapping[str, str]) -> dict[str, str]
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         told.setdefault(name, "1")
     told.setdefault("MXNET_USE_OPERATOR_TUNING", "0")
+    told.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's reports to its makers, from its import on
     told.setdefault("MMS_DECODE_INPUT_REQUEST", "false")
     return told
