@@ -1,5 +1,5 @@
-# Polyhost on Debian 12: `docker build .`, or with the frameworks of your choice:
-#   docker build --build-arg EXTRAS=xgboost,sklearn,onnx,mxnet .
+# Polyhost on Debian 12: `docker build .`, without Java and MMS `docker build --target native .`; with the frameworks
+# of your choice: docker build --build-arg EXTRAS=xgboost,sklearn,onnx,mxnet .
 ARG BASE_IMAGE=debian:bookworm-slim
 
 FROM ${BASE_IMAGE} AS base
@@ -38,7 +38,8 @@ extras = [project['optional-dependencies'][name] for name in sorted(wanted - {'m
 open('server.txt', 'w').write('\n'.join(sum(extras, project['dependencies']))); \
 'mxnet' in wanted or open('handlers/environments/mxnet.txt', 'w').close()"
 
-# Out go the packages' tests (66 MB) and a second ONNX runtime, for C programs (29 MB).
+# Out go the packages' tests (66 MB) and a second ONNX runtime, for C programs (29 MB); to a place of its own goes
+# what of MMS only Java runs or starts. Its Python part stays: handlers written for MMS import it.
 # Compiled modules stay: without them a worker's imports take 5 s instead of 2.
 FROM tools AS server
 COPY constraints.txt ./
@@ -46,7 +47,9 @@ COPY --from=wanted /src/server.txt ./
 RUN python3 -m venv /opt/polyhost \
  && /opt/polyhost/bin/pip install -c constraints.txt -r server.txt \
  && cd /opt/polyhost/lib/python3*/site-packages \
- && find . \( -type d -name tests -o -name 'libonnxruntime.so.*' \) -prune -exec rm -r {} +
+ && find . \( -type d -name tests -o -name 'libonnxruntime.so.*' \) -prune -exec rm -r {} + \
+ && cd /opt && tar -c --remove-files polyhost/bin/m*-model-server polyhost/lib/python3*/site-packages/mms/frontend/*.jar \
+  | (mkdir -p /mms/opt && tar -C /mms/opt -x)
 
 # MXNet's environment, if wanted. Of MMS it needs the worker's part, not the server.
 FROM tools AS mxnet
@@ -64,17 +67,18 @@ COPY --from=mxnet /opt/polyhost/envs /opt/polyhost/envs
 COPY . .
 RUN /opt/polyhost/bin/pip wheel --no-deps --wheel-dir dist . \
  && for pip in /opt/polyhost/bin/pip /opt/polyhost/envs/*/bin/pip; do \
-      [ ! -x "$pip" ] || "$pip" install --no-deps --prefix="/out${pip%/bin/pip}" dist/*.whl || exit 1; done
+      [ ! -x "$pip" ] || "$pip" install --no-deps --prefix="/out${pip%/bin/pip}" dist/*.whl || exit 1; done \
+ && cd /out/opt/polyhost && ln -s lib/python3*/site-packages/polyhost/bin multi-model-server
 
-FROM base
+# What both images have.
+FROM base AS runtime
 LABEL com.amazonaws.sagemaker.capabilities.multi-models=true \
       com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true
-COPY --from=java /opt/java /opt/java
 COPY --from=server /opt/polyhost /opt/polyhost
 COPY --from=mxnet /opt/polyhost/envs /opt/polyhost/envs
-COPY --from=polyhost /out /
 COPY scripts/docker-entrypoint /usr/local/bin/
-ENV PATH=/opt/polyhost/bin:/opt/java/bin:$PATH LANG=C.UTF-8 POLYHOST_HOST=0.0.0.0
+# ONNX Runtime reports its use to its makers unless it is told not to.
+ENV PATH=/opt/polyhost/bin:$PATH LANG=C.UTF-8 POLYHOST_HOST=0.0.0.0 ORT_DISABLE_TELEMETRY=1
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["/usr/bin/python3", "-IS", "-c", "\
@@ -85,3 +89,15 @@ connection.request('GET', '/ping'); \
 raise SystemExit(connection.getresponse().status != 200)"]
 ENTRYPOINT ["/usr/local/bin/docker-entrypoint"]
 CMD ["serve"]
+
+# polyhost:native: no Java. The command `multi-model-server`, which the inference toolkit starts, is Polyhost's.
+FROM runtime AS native
+COPY --from=polyhost /out /
+ENV PATH=/opt/polyhost/multi-model-server:$PATH POLYHOST_ENGINE=native
+
+# polyhost:mms, which is built unless another is asked for: the real MMS and its Java, and the native engine as well.
+FROM runtime AS mms
+COPY --from=java /opt/java /opt/java
+COPY --from=server /mms /
+COPY --from=polyhost /out /
+ENV PATH=$PATH:/opt/java/bin POLYHOST_ENGINE=mms

@@ -47,6 +47,14 @@ def settings() -> None:
     click.echo(settings_table(), nl=False)
 
 
+@cli.command("mms-path")
+def mms_path() -> None:
+    """Print the folder that, first on the PATH, puts Polyhost in the place of `multi-model-server`."""
+    from polyhost.mms_command import COMMAND_FOLDER
+
+    click.echo(COMMAND_FOLDER)
+
+
 def main() -> None:
     # As PID 1 of a container, signals without a handler are lost: docker-entrypoint blocks SIGTERM until here.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -1,4 +1,10 @@
-"""What the platform's and the toolkit's environment variables say of a server's limits."""
+"""
+A server's limits, and the one place where MMS's properties for them are read.
+
+They come as properties from both commands: `polyhost serve` makes them of the platform's variables as the
+inference toolkit does, `multi-model-server` has them in a file that the toolkit wrote. An `MMS_` variable wins
+over either.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +13,59 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polyhost.config import Config
+from polyhost.errors import InvalidSetting
 from polyhost.memory import cpu_limit
 
+# MMS's own.
 _DEFAULT_MAX_REQUEST_BYTES = 6_553_500
-_DEFAULT_TIMEOUT_SECS = 60.0
+_DEFAULT_JOB_QUEUE_SIZE = 100
+_DEFAULT_TIMEOUT_MINUTES = 120
+# The toolkit's.
+_TOOLKIT_TIMEOUT_MINUTES = "60"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     max_request_bytes: int
+    # Of a call or a load whose model has none of its own.
     response_timeout_secs: float
+    # Of a model that a request loads, and of one that is there from the start; 0: registered, not loaded.
     workers_per_model: int
+    startup_workers: int
+    # How many requests may wait for each worker of a model.
+    job_queue_size: int
 
     @classmethod
-    def of(cls, config: Config, environ: Mapping[str, str]) -> Limits:
-        workers = config.workers_per_model or (1 if is_multi_model(environ) else cpu_limit())
+    def of(cls, properties: Mapping[str, str]) -> Limits:
+        """MMS's properties as it takes them: the timeout in minutes, unless it is given in seconds."""
+        minutes = _number(properties, "default_response_timeout", _DEFAULT_TIMEOUT_MINUTES)
+        workers = _number(properties, "default_workers_per_model", 0)
         return cls(
-            max_request_bytes=_max_request_bytes(environ),
-            response_timeout_secs=_response_timeout_secs(environ),
-            workers_per_model=int(environ.get("MMS_DEFAULT_WORKERS_PER_MODEL", workers)),
+            max_request_bytes=_number(properties, "max_request_size", _DEFAULT_MAX_REQUEST_BYTES),
+            response_timeout_secs=_number(properties, "default_response_timeout_seconds", minutes * 60),
+            workers_per_model=workers,
+            startup_workers=workers or cpu_limit(),
+            job_queue_size=_number(properties, "job_queue_size", _DEFAULT_JOB_QUEUE_SIZE),
         )
+
+    @classmethod
+    def of_platform(cls, config: Config, environ: Mapping[str, str]) -> Limits:
+        """What the toolkit would have told MMS: the limits of `polyhost serve`."""
+        properties = {
+            "default_response_timeout": environ.get("SAGEMAKER_MODEL_SERVER_TIMEOUT", _TOOLKIT_TIMEOUT_MINUTES),
+            "default_response_timeout_seconds": environ.get("SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", ""),
+            "default_workers_per_model": str(
+                config.workers_per_model or (1 if is_multi_model(environ) else cpu_limit())
+            ),
+            "max_request_size": _max_request_size(environ),
+        }
+        return cls.of(with_overrides(properties, environ))
+
+
+def with_overrides(properties: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """What is set as `MMS_` and a property's name in capitals wins; an empty variable counts as none."""
+    overrides = {name[4:].lower(): text for name, text in environ.items() if name.startswith("MMS_") and text}
+    return {**properties, **overrides}
 
 
 def is_multi_model(environ: Mapping[str, str]) -> bool:
@@ -34,22 +73,25 @@ def is_multi_model(environ: Mapping[str, str]) -> bool:
     told = environ.get("SAGEMAKER_MULTI_MODEL", "").lower()
     if told:
         return told == "true"
-    model = Path(environ.get("SAGEMAKER_BASE_DIR", "/opt/ml")) / "model"
+    model = base_folder(environ) / "model"
     return not (model.is_dir() and any(model.iterdir()))
 
 
-def _max_request_bytes(environ: Mapping[str, str]) -> int:
+def base_folder(environ: Mapping[str, str]) -> Path:
+    """Where the platform puts models: below it `models`, or `model` when there is one."""
+    return Path(environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
+
+
+def _max_request_size(environ: Mapping[str, str]) -> str:
+    """Bytes, "" where the platform says nothing."""
     if "SAGEMAKER_MAX_REQUEST_SIZE" in environ:
-        return int(environ["SAGEMAKER_MAX_REQUEST_SIZE"])
-    if "SAGEMAKER_MAX_PAYLOAD_IN_MB" in environ:
-        return int(environ["SAGEMAKER_MAX_PAYLOAD_IN_MB"]) * 1024**2
-    return _DEFAULT_MAX_REQUEST_BYTES
+        return environ["SAGEMAKER_MAX_REQUEST_SIZE"]
+    mib = environ.get("SAGEMAKER_MAX_PAYLOAD_IN_MB", "")
+    return str(int(mib) * 1024**2) if mib.isdigit() else mib
 
 
-def _response_timeout_secs(environ: Mapping[str, str]) -> float:
-    """MMS's order: seconds if they are given, else minutes, which the toolkit takes to be 60 unless told."""
-    if "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS" in environ:
-        return float(environ["SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS"])
-    if "SAGEMAKER_MODEL_SERVER_TIMEOUT" in environ:
-        return float(environ["SAGEMAKER_MODEL_SERVER_TIMEOUT"]) * 60
-    return _DEFAULT_TIMEOUT_SECS
+def _number(properties: Mapping[str, str], name: str, default: int) -> int:
+    text = properties.get(name) or str(default)
+    if not text.strip().isdigit():
+        raise InvalidSetting(f"{name} (or MMS_{name.upper()}): '{text}' is not a whole number of at least 0.")
+    return int(text)

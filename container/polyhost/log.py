@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
 
 TEXT_FORMAT = "%(asctime)s [%(levelname)-5s] %(name)s - %(message)s"
 
@@ -40,6 +44,37 @@ def configure(log_format: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it tells of starts and stops, as we do
+
+
+@contextlib.contextmanager
+def every_line_as_json() -> Iterator[None]:
+    """
+    What this process and its children write, C libraries and customers' scripts too, becomes JSON on standard output.
+
+    Ends when the last of them has ended.
+    """
+    ours = os.dup(1)
+    reader, writer = os.pipe()
+    for descriptor in (1, 2):
+        os.dup2(writer, descriptor)
+    os.close(writer)
+    pump = threading.Thread(target=_pump_lines, args=(reader, ours))
+    pump.start()
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        for descriptor in (1, 2):
+            os.dup2(ours, descriptor)
+        pump.join()
+        os.close(ours)
+
+
+def _pump_lines(reader: int, to: int) -> None:
+    with open(reader, "rb") as lines:
+        for line in lines:
+            text = line_as_json(line.decode("utf-8", "replace").rstrip("\n"))
+            os.write(to, text.encode() + b"\n")
 
 
 class LineLogger:

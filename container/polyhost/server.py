@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
@@ -22,12 +23,14 @@ from polyhost.api.container import ContainerApi
 from polyhost.api.http import App, Asgi, ShortWay
 from polyhost.config import Config
 from polyhost.engine import mms
+from polyhost.engine.errors import EngineError
 from polyhost.engine.native.start import native_engine
-from polyhost.engine.protocol import Registration
-from polyhost.errors import PortInUse
-from polyhost.limits import Limits, is_multi_model
-from polyhost.log import configure
+from polyhost.engine.protocol import Engine, Registration
+from polyhost.errors import PortInUse, StartFailed
+from polyhost.limits import Limits, base_folder, is_multi_model
+from polyhost.log import configure, every_line_as_json
 from polyhost.metrics import Metrics
+from polyhost.plan import Plan
 from polyhost.processes import become_subreaper, kill_descendants
 from polyhost.submit_directory import fetched_submit_directory
 
@@ -43,49 +46,111 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
     configure(config.log_format)
     with tempfile.TemporaryDirectory(prefix="polyhost-code-") as folder:
         told = fetched_submit_directory(environ, Path(folder))
+        if config.engine == "native":
+            return serve_native(_platforms_plan(config, told))
         require_free_port(config.host, config.port)
         with run_folder() as run:
-            if config.engine == "mms":
-                return mms.serve(config, told, run)
-            become_subreaper()
-            try:
-                uvloop.run(_serve(config, told, run))
-            finally:
-                kill_descendants()
-        return 0
+            return mms.serve(config, told, run)
 
 
-async def _serve(config: Config, environ: Mapping[str, str], run: Path) -> None:
-    limits = Limits.of(config, environ)
-    multi_model = is_multi_model(environ)
-    metrics = Metrics()
-    engine = native_engine(config, environ, limits, run, metrics)
-    api = ContainerApi(
-        engine,
-        metrics,
-        max_request_bytes=limits.max_request_bytes,
-        single_model=None if multi_model else _SINGLE_MODEL,
-        workers=limits.workers_per_model,
+def _platforms_plan(config: Config, environ: Mapping[str, str]) -> Plan:
+    startup: tuple[Registration, ...] = ()
+    if not is_multi_model(environ):
+        startup = (Registration(url=str(base_folder(environ) / "model"), name=_SINGLE_MODEL, is_startup=True),)
+    return Plan(config=config, environ=environ, limits=Limits.of_platform(config, environ), startup=startup)
+
+
+def serve_native(plan: Plan) -> int:
+    """As `serve`."""
+    for host, port in plan.addresses:
+        require_free_port(host, port)
+    become_subreaper()
+    in_one_form = every_line_as_json() if plan.config.log_format == "json" else contextlib.nullcontext()
+    with in_one_form, run_folder() as run:
+        try:
+            uvloop.run(_serve(plan, run))
+        finally:
+            kill_descendants()
+    return 0
+
+
+async def _serve(plan: Plan, run: Path) -> None:
+    # What the operator names lies where it may.
+    named = tuple(plan.model_store / model.url for model in plan.startup)
+    plan = dataclasses.replace(
+        plan, config=dataclasses.replace(plan.config, model_root=(*plan.config.model_root, *named))
     )
-    await engine.start()
-    if not multi_model:
-        folder = Path(environ.get("SAGEMAKER_BASE_DIR", "/opt/ml")) / "model"
-        await engine.load(Registration(url=str(folder), name=_SINGLE_MODEL))
+    metrics = Metrics()
+    engine = native_engine(plan, run, metrics)
+    fronts: list[_Front] = []
+    starting = asyncio.create_task(_start(engine, plan))
+    is_told_to_stop = asyncio.Event()
+
+    def stop(number: int) -> None:
+        is_told_to_stop.set()
+        logger.info("stopping: got %s", signal.Signals(number).name)
+        starting.cancel()
+        for front in fronts:
+            front.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
     try:
-        await _Front(api, config).serve()
+        await asyncio.wait([starting])
+        if not is_told_to_stop.is_set():
+            single_model = starting.result()
+            fronts += [_front(engine, metrics, plan, address, single_model) for address in plan.addresses]
+            await asyncio.gather(*(front.serve() for front in fronts))
     finally:
         await engine.stop()
     logger.info("stopped")
 
 
-class _Front(uvicorn.Server):
-    """The HTTP server; stops by itself after SIGTERM or Ctrl-C, when what is in flight is answered."""
+def _front(engine: Engine, metrics: Metrics, plan: Plan, address: tuple[str, int], single_model: str | None) -> _Front:
+    is_management = address == plan.management
+    api = ContainerApi(
+        engine,
+        metrics,
+        max_request_bytes=plan.limits.max_request_bytes,
+        single_model=single_model,
+        workers=plan.limits.startup_workers,
+        serves_predictions=not is_management,
+        serves_management=is_management or plan.management is None,
+    )
+    return _Front(api, *address, plan.config.drain_secs)
 
-    def __init__(self, app: App, config: Config) -> None:
+
+async def _start(engine: Engine, plan: Plan) -> str | None:
+    """
+    The name of the only model, None if there are more or none.
+
+    Raises StartFailed if the only one does not load: a server without it serves nothing. Of several, those that do
+    not load are missing, as with MMS; the engine has logged why.
+    """
+    await engine.start()
+    for model in plan.startup:
+        failure = await _failure_of_load(engine, model)
+        if failure is not None and len(plan.startup) == 1:
+            raise StartFailed(f"the model in {model.url} was not loaded: {failure.message}") from failure
+    return engine.names()[0] if len(plan.startup) == 1 else None
+
+
+async def _failure_of_load(engine: Engine, model: Registration) -> EngineError | None:
+    try:
+        await engine.load(model)
+    except EngineError as error:
+        return error
+    return None
+
+
+class _Front(uvicorn.Server):
+    """An HTTP server that ends when `should_exit` is set and what is in flight is answered."""
+
+    def __init__(self, app: App, host: str, port: int, drain_secs: int) -> None:
         super().__init__(
             uvicorn.Config(
-                Asgi(app), host=config.host, port=config.port, log_config=None, access_log=False, lifespan="off",
-                server_header=False, date_header=False, timeout_graceful_shutdown=config.drain_secs,
+                Asgi(app), host=host, port=port, log_config=None, access_log=False, lifespan="off",
+                server_header=False, date_header=False, timeout_graceful_shutdown=drain_secs,
                 timeout_keep_alive=_KEEP_ALIVE_SECS, ws="none", proxy_headers=False,
                 http=cast("type[asyncio.Protocol]", functools.partial(ShortWay, app)),
             ),
@@ -93,17 +158,8 @@ class _Front(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop on the platform's signals, and end with exit code 0: uvicorn's own would raise them again."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, number)
+        """Signals are `_serve`'s: uvicorn's own handler would raise them again, and exit code 0 would be lost."""
         yield
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-    def _stop(self, number: int) -> None:
-        logger.info("stopping: got %s", signal.Signals(number).name)
-        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

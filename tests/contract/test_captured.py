@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MODELS, Servers
+from polyhost.mms_command import COMMAND_FOLDER
 from support.exchanges import Exchange, comparable, expected, form_body, read_exchanges
 from support.server import Answer, Process, free_port, request
 
@@ -75,19 +77,27 @@ def mms_alone(servers: Servers, tmp_path: Path, request: pytest.FixtureRequest) 
     """The reference itself: MMS started by its own command, two ports, no toolkit and nothing of ours."""
     servers.stop()
     store = "/" if "samples_folder" in request.fixturenames else str(MODELS)
-    ports = {"inference": free_port(), "management": free_port()}
-    config = tmp_path / "config.properties"
-    config.write_text("".join(f"{name}_address=http://127.0.0.1:{port}\n" for name, port in ports.items()))
     command = str(Path(sys.executable).with_name("multi-model-server"))
+    with on_two_ports(command, store, tmp_path, ["Model server started"]) as ports:
+        yield ports
+
+
+@contextlib.contextmanager
+def on_two_ports(command: str, store: str, folder: Path, ready: list[str]) -> Iterator[dict[str, int]]:
+    """A server started and stopped by a command as MMS's is, without the toolkit."""
+    ports = {"inference": free_port(), "management": free_port()}
+    config = folder / "config.properties"
+    config.write_text("".join(f"{name}_address=http://127.0.0.1:{port}\n" for name, port in ports.items()))
     # Its sockets lie in TEMP, and a Unix socket's path is short.
     with tempfile.TemporaryDirectory(prefix="mms-") as temp:
-        environ = {**os.environ, "TEMP": temp, "TMPDIR": temp}
+        environ = {**os.environ, "TEMP": temp, "TMPDIR": temp, "POLYHOST_PYTHON": sys.executable}
         process = Process(
             [command, "--start", "--foreground", "--model-store", store, "--mms-config", str(config)],
-            environ, cwd=tmp_path,
+            environ, cwd=folder,
         )  # fmt: skip
         try:
-            process.wait_for_line("Model server started")
+            for line in ready:
+                process.wait_for_line(line.format(**ports))
             yield ports
         finally:
             subprocess.run([command, "--stop"], env=environ, check=True, stdout=subprocess.DEVNULL)
@@ -104,6 +114,31 @@ def test_mms_alone_answers_as_captured(mms_alone: dict[str, int]) -> None:
         else:
             seen = comparable(ask(mms_alone[exchange.host], exchange, exchange.target))
         assert seen == expected(exchange), exchange.curl
+
+
+def test_our_command_answers_as_captured(servers: Servers, tmp_path: Path) -> None:
+    """
+    `multi-model-server`, ours, in MMS's place: two ports, urls relative to the model store, no default workers.
+    """
+    servers.stop()
+    command = str(COMMAND_FOLDER / "multi-model-server")
+    ready = ["ready on http://127.0.0.1:{inference}", "ready on http://127.0.0.1:{management}"]
+    with on_two_ports(command, str(MODELS), tmp_path, ready) as ports:
+        for exchange in SPLIT_PORTS:
+            if exchange.target.endswith("limit=0"):
+                continue  # test_a_limit_of_zero
+            if is_list(exchange) and exchange.host == "management":
+                seen = ask_for_list(ports["management"], exchange, "loading-memory-error", {})
+                assert seen == expected(exchange), exchange.curl
+                continue
+            answer = ask(ports[exchange.host], exchange, exchange.target)
+            if "url=http" in exchange.curl:
+                assert answer.message.startswith("Model url is not under a model root: http://")
+            elif "Failed to start workers" in exchange.body:
+                assert answer.status == exchange.status
+                assert answer.message != "Failed to start workers"  # the handler's own words
+            else:
+                assert comparable(answer) == expected(exchange), exchange.curl
 
 
 HOUSE = "1998,2150,3,2.5,0.4,2"

@@ -17,6 +17,7 @@ from support.server import Answer, request
 # What scripts/image-test exports.
 DOCKER = os.environ.get("DOCKER", "docker")
 IMAGE = os.environ.get("POLYHOST_IMAGE", "polyhost:mms")
+NATIVE_IMAGE = os.environ.get("POLYHOST_NATIVE_IMAGE", "polyhost:native")
 MXNET_IMAGE = os.environ.get("POLYHOST_MXNET_IMAGE", "polyhost:mms-mxnet")
 
 MODELS = "/opt/ml/models"
@@ -48,6 +49,7 @@ class Container:
     ) -> None:
         self._port = port
         volume, publish = f"{models}:{MODELS}:ro", f"127.0.0.1::{port}"
+        self.image = image
         self.id = docker("run", "--detach", "--volume", volume, "--publish", publish, *options, image, *command.split())
 
     def remove(self) -> None:
@@ -68,10 +70,11 @@ class Container:
 
     def processes(self) -> list[dict[str, Any]]:
         """`pid`, `state` and `command` of every process inside; there is no `ps` in the image."""
-        return json.loads(self.execute("python3", "-c", _LIST_PROCESSES))
+        found = json.loads(self.execute("python3", "-c", _LIST_PROCESSES))
+        return [process for process in found if process["command"][0] != "runc"]  # another `docker exec`
 
-    def java(self) -> dict[str, Any]:
-        return next(process for process in self.processes() if process["command"][0].endswith("java"))
+    def java(self) -> dict[str, Any] | None:
+        return next((process for process in self.processes() if process["command"][0].endswith("java")), None)
 
     def workers_of(self, model: str) -> list[dict[str, Any]]:
         return [process for process in self.processes() if model in process["command"]]

@@ -1,7 +1,7 @@
 """
 The image as its users run it: `docker run IMAGE serve` with limits, signals, restarts and read-only disks.
 
-scripts/image-test builds both images and runs this. Every container is removed, whatever becomes of its test.
+scripts/image-test builds the images and runs this. Every container is removed, whatever becomes of its test.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 import pytest
 import xgboost
-from containers import DOCKER, IMAGE, MODELS, MXNET_IMAGE, Container, docker, inspect, wait_until
+from containers import DOCKER, IMAGE, MODELS, MXNET_IMAGE, NATIVE_IMAGE, Container, docker, inspect, wait_until
 from PIL import Image
 from sklearn.linear_model import LinearRegression
 from support.server import Answer
@@ -31,6 +31,12 @@ MIB = 1024**2
 BLOB_MIB = 64
 MXNET_PYTHON = "/opt/polyhost/envs/mxnet/bin/python"
 MULTI_MODEL = ("--env", "SAGEMAKER_MULTI_MODEL=true")
+HARDENED = (
+    *("--user", "1000", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"),
+    *("--security-opt", "no-new-privileges"),
+)
+TOOLKIT = Path(__file__).parent.parent / "server" / "toolkit"
+on_both = pytest.mark.parametrize("image", [IMAGE, NATIVE_IMAGE])
 
 # Reads all of a big file, so that its memory is known before it is loaded.
 BLOB_SCRIPT = """
@@ -122,10 +128,10 @@ def start(models: Path) -> Iterator[Callable[..., Container]]:
         container.remove()
 
 
-@pytest.fixture(scope="module")
-def server(models: Path) -> Iterator[Container]:
-    """One container for the tests that leave it as they found it."""
-    container = Container(models, *MULTI_MODEL, "--health-interval", "1s")
+@pytest.fixture(scope="module", params=[IMAGE, NATIVE_IMAGE])
+def server(models: Path, request: pytest.FixtureRequest) -> Iterator[Container]:
+    """One container of each image for the tests that leave it as they found it."""
+    container = Container(models, *MULTI_MODEL, "--health-interval", "1s", image=request.param)
     try:
         container.wait_ready()
         yield container
@@ -136,7 +142,7 @@ def server(models: Path) -> Iterator[Container]:
 # The image itself
 
 
-@pytest.mark.parametrize("image", [IMAGE, MXNET_IMAGE])
+@pytest.mark.parametrize("image", [IMAGE, NATIVE_IMAGE, MXNET_IMAGE])
 def test_the_image_says_what_sagemaker_looks_for(image: str) -> None:
     """
     Both labels, the port, and `docker run IMAGE serve` in exec form, so that signals arrive.
@@ -150,25 +156,52 @@ def test_the_image_says_what_sagemaker_looks_for(image: str) -> None:
     assert config["StopSignal"] == "SIGTERM"
 
 
-def test_any_other_command_runs_in_place_of_the_server() -> None:
+@on_both
+def test_any_other_command_runs_in_place_of_the_server(image: str) -> None:
     """
     `docker run IMAGE COMMAND` runs it, with its own output and exit code.
     """
-    assert re.fullmatch(r"polyhost \d+\.\d+\.\d+\S*", docker("run", "--rm", IMAGE, "polyhost", "--version"))
-    assert "--memory-budget" in docker("run", "--rm", IMAGE, "serve", "--help")
-    failed = subprocess.run([DOCKER, "run", "--rm", IMAGE, "python", "-c", "raise SystemExit(7)"], check=False)
+    assert re.fullmatch(r"polyhost \d+\.\d+\.\d+\S*", docker("run", "--rm", image, "polyhost", "--version"))
+    assert "--memory-budget" in docker("run", "--rm", image, "serve", "--help")
+    failed = subprocess.run([DOCKER, "run", "--rm", image, "python", "-c", "raise SystemExit(7)"], check=False)
     assert failed.returncode == 7
 
 
-def test_nothing_of_the_building_is_left_inside() -> None:
+@on_both
+def test_nothing_of_the_building_is_left_inside(image: str) -> None:
     """
     No compiler, no package lists, no sources, no tests; packages fit together, and pip is there for the toolkit.
     """
-    docker("run", "--rm", IMAGE, "sh", "-c", "! command -v gcc cc make javac jlink")
-    left = docker("run", "--rm", IMAGE, "sh", "-c", "ls /src /var/lib/apt/lists /root/.cache 2>/dev/null || true")
+    docker("run", "--rm", image, "sh", "-c", "! command -v gcc cc make javac jlink")
+    left = docker("run", "--rm", image, "sh", "-c", "ls /src /var/lib/apt/lists /root/.cache 2>/dev/null || true")
     assert not [line for line in left.splitlines() if line and not line.endswith(":")]
-    assert docker("run", "--rm", IMAGE, "find", "/opt/polyhost", "-type", "d", "-name", "tests") == ""
-    assert "No broken requirements" in docker("run", "--rm", IMAGE, "python", "-m", "pip", "check")
+    assert docker("run", "--rm", image, "find", "/opt/polyhost", "-type", "d", "-name", "tests") == ""
+    assert "No broken requirements" in docker("run", "--rm", image, "python", "-m", "pip", "check")
+
+
+def test_the_native_image_has_no_java() -> None:
+    """
+    Nor what only Java runs; MMS's Python part is there for handlers, and the smaller image is the smaller.
+    """
+    docker("run", "--rm", NATIVE_IMAGE, "sh", "-c", "! command -v java && [ ! -e /opt/java ]")
+    assert docker("run", "--rm", NATIVE_IMAGE, "find", "/", "-xdev", "-name", "*.jar") == ""
+    assert docker("run", "--rm", NATIVE_IMAGE, "python", "-c", "import mms.service, sagemaker_inference") == ""
+    assert inspect(NATIVE_IMAGE)["Size"] < inspect(IMAGE)["Size"] - 50 * MIB
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "has_java"),
+    [(IMAGE, (), True), (IMAGE, ("--env", "POLYHOST_ENGINE=native"), False), (NATIVE_IMAGE, (), False)],
+)
+def test_each_image_has_its_engine(
+    start: Callable[..., Container], image: str, options: tuple[str, ...], has_java: bool
+) -> None:
+    """
+    polyhost:mms runs either, MMS unless told otherwise; polyhost:native needs no telling.
+    """
+    container = start(*MULTI_MODEL, *options, image=image)
+
+    assert (container.java() is not None) is has_java
 
 
 def test_only_the_wanted_frameworks_are_inside() -> None:
@@ -207,11 +240,12 @@ def test_unloaded_models_leave_no_process_and_no_zombie(server: Container) -> No
     """
     Loading and unloading leaves the processes that were there before.
     """
+    with server.loaded("line", "growing"):
+        pass  # what models share is there from now on
     before = server.processes()
     for _ in range(2):
         with server.loaded("line", "growing"):
-            assert server.workers_of("line")
-            assert server.workers_of("growing")
+            assert len(server.processes()) > len(before)
 
     def is_as_before() -> bool:
         now = server.processes()
@@ -221,11 +255,12 @@ def test_unloaded_models_leave_no_process_and_no_zombie(server: Container) -> No
     wait_until(is_as_before, "the workers are gone", secs=10)
 
 
-def test_a_model_at_opt_ml_model_is_served_alone(start: Callable[..., Container], models: Path) -> None:
+@on_both
+def test_a_model_at_opt_ml_model_is_served_alone(start: Callable[..., Container], models: Path, image: str) -> None:
     """
     Single-model mode: no SAGEMAKER_MULTI_MODEL, the model is loaded at the start and answers /invocations.
     """
-    container = start("--volume", f"{models / 'line'}:/opt/ml/model:ro")
+    container = start("--volume", f"{models / 'line'}:/opt/ml/model:ro", image=image)
 
     def invoke(body: str) -> Answer:
         return container.request("POST", "/invocations", body, Content_Type="text/csv")
@@ -234,44 +269,67 @@ def test_a_model_at_opt_ml_model_is_served_alone(start: Callable[..., Container]
     assert invoke("20,22").json() == pytest.approx([42.0])
 
 
-def test_the_platform_picks_the_port(start: Callable[..., Container]) -> None:
+@on_both
+def test_the_platform_picks_the_port(start: Callable[..., Container], image: str) -> None:
     """
     SAGEMAKER_BIND_TO_PORT is where everything answers, for the health check too.
     """
     environ = ("SAGEMAKER_BIND_TO_PORT=9123", "SAGEMAKER_SAFE_PORT_RANGE=9000-9999", "SAGEMAKER_MULTI_MODEL=true")
     options = [option for variable in environ for option in ("--env", variable)]
-    container = start(*options, "--health-interval", "1s", port=9123)
+    container = start(*options, "--health-interval", "1s", port=9123, image=image)
 
     container.must_load("line")
     assert container.invoke("line", "1,2").json() == pytest.approx([3.0])
     wait_until(lambda: container.state()["Health"]["Status"] == "healthy", "healthy")
 
 
-def test_a_hardened_container_serves(start: Callable[..., Container]) -> None:
+@on_both
+def test_a_hardened_container_serves(start: Callable[..., Container], image: str) -> None:
     """
     An ordinary user, a read-only disk, no capability and half a gigabyte are enough; flags reach the server.
     """
-    container = start(
-        *("--user", "1000", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"),
-        *("--security-opt", "no-new-privileges", "--memory", "512m"),
-        command="serve --log-format json",
-    )
+    container = start(*HARDENED, "--memory", "512m", image=image, command="serve --log-format json")
 
-    container.must_load("line")
-    assert container.invoke("line", "1,2").json() == pytest.approx([3.0])
+    with container.loaded("line", "growing"):
+        assert container.invoke("line", "1,2").json() == pytest.approx([3.0])
+        assert container.invoke("growing", "x").text == "1"
+    assert container.invoke("line", "1,2").status == 404
     assert all(json.loads(line)["message"] for line in container.logs().splitlines())
-    heap_mib = int(re.search(r"-Xmx(\d+)m", " ".join(container.java()["command"]))[1])
-    assert heap_mib <= 128
+    assert "telemetry" not in container.logs()  # nobody is told what is served here
+    if java := container.java():
+        heap_mib = int(re.search(r"-Xmx(\d+)m", " ".join(java["command"]))[1])
+        assert heap_mib <= 128
+
+
+def test_an_unmodified_toolkit_boots_the_native_image(start: Callable[..., Container], models: Path) -> None:
+    """
+    The entry point of a toolkit-based container, as its PID 1: the command that it calls is ours.
+    """
+    (models / "factor").mkdir(exist_ok=True)
+    (models / "factor" / "factor.txt").write_text("3")
+    container = start(
+        *MULTI_MODEL, "--volume", f"{TOOLKIT}:/toolkit:ro", "--env", "PYTHONPATH=/toolkit",
+        image=NATIVE_IMAGE, command="python /toolkit/boot.py factor_handler_service",
+    )  # fmt: skip
+
+    with container.loaded("factor"):
+        assert container.invoke("factor", "[1, 2]", "application/json").json() == [3.0, 6.0]
+    assert sum("com.amazonaws.ml.mms.ModelServer" in process["command"] for process in container.processes()) == 1
+    docker("stop", "--time", "20", container.id)
+    assert container.state()["ExitCode"] == 0
 
 
 # Stopping
 
 
-def test_docker_stop_is_quick_and_clean_and_the_container_starts_again(start: Callable[..., Container]) -> None:
+@on_both
+def test_docker_stop_is_quick_and_clean_and_the_container_starts_again(
+    start: Callable[..., Container], image: str
+) -> None:
     """
     With models loaded it ends by itself, exit code 0; `docker start` and `docker restart` bring it back.
     """
-    container = start(*MULTI_MODEL)
+    container = start(*MULTI_MODEL, image=image)
     container.must_load("line", "growing")
 
     began = time.monotonic()
@@ -302,18 +360,21 @@ def test_the_container_ends_when_its_server_is_killed(start: Callable[..., Conta
 # Memory
 
 
-def test_a_full_container_answers_507_and_lives(start: Callable[..., Container]) -> None:
+@pytest.mark.parametrize(("image", "memory", "least_mib"), [(IMAGE, "1g", 300), (NATIVE_IMAGE, "512m", 150)])
+def test_a_full_container_answers_507_and_lives(
+    start: Callable[..., Container], image: str, memory: str, least_mib: int
+) -> None:
     """
     What does not fit is refused before the kernel kills anything; once others are unloaded, it loads.
     """
-    container = start(*MULTI_MODEL, "--memory", "1g", "--memory-swap", "1g")
+    container = start(*MULTI_MODEL, "--memory", memory, "--memory-swap", memory, image=image)
     loaded: list[str] = []
     while len(loaded) < 60 and (answer := container.load(f"blob{len(loaded)}", "blob")).status == 200:
         loaded.append(f"blob{len(loaded)}")
     refused = f"blob{len(loaded)}"
 
     assert answer.status == 507, answer.text
-    assert len(loaded) * BLOB_MIB > 300  # not out of fear: there was little left
+    assert len(loaded) * BLOB_MIB > least_mib  # not out of fear: there was little left
     assert container.request("GET", "/ping").status == 200
     assert {container.invoke(name, "x").text for name in loaded} == {str(BLOB_MIB * MIB)}
     state = container.state()

@@ -47,10 +47,22 @@ class Result(NamedTuple):
 
 
 class ContainerApi:
-    """The application. `single_model` is the model that /invocations means when it names none."""
+    """
+    The application. `single_model` is the model that /invocations means when it names none.
+
+    MMS splits its API in two where they have ports of their own: an application serves one part or both.
+    """
 
     def __init__(
-        self, engine: Engine, metrics: Metrics, *, max_request_bytes: int, single_model: str | None, workers: int
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        *,
+        max_request_bytes: int,
+        single_model: str | None,
+        workers: int,
+        serves_predictions: bool = True,
+        serves_management: bool = True,
     ) -> None:
         self.max_request_bytes = max_request_bytes
         self._engine = engine
@@ -58,6 +70,9 @@ class ContainerApi:
         self._single_model = single_model
         self._workers = workers
         self._ids = request_ids()
+        self._serves_predictions = serves_predictions
+        self._serves_management = serves_management
+        self._is_whole = serves_predictions and serves_management
 
     async def answer(self, request: Request) -> Reply:
         request_id = next(self._ids)
@@ -79,6 +94,8 @@ class ContainerApi:
         parts = request.path.split("/")[1:]
         if "%" in request.path:
             parts = [unquote(part) for part in parts]
+        if not self._is_whole and not self._offers(parts):
+            raise RouteNotFound(_NO_ROUTE)
         match parts:
             case ["models", name, "invoke"] | ["predictions", name] if request.method != "OPTIONS":
                 return await self._invoke(request, request_id, name)
@@ -107,6 +124,15 @@ class ContainerApi:
                 raise MethodNotAllowed(_NO_METHOD)
             case _:
                 raise RouteNotFound(_NO_ROUTE)
+
+    def _offers(self, parts: list[str]) -> bool:
+        match parts:
+            case [""] | ["api-description"]:
+                return True
+            case ["models"] | ["models", _]:
+                return self._serves_management
+            case _:
+                return self._serves_predictions
 
     # Predictions
 

@@ -27,6 +27,8 @@ class Registration:
     is_synchronous: bool = True
     # MMS loads once and forks; each of our copies is loaded by itself. Passed on, and otherwise without effect.
     preload_model: bool = False
+    # Loaded with the server, by no client's request.
+    is_startup: bool = False
 
 
 class Item(msgspec.Struct, frozen=True, array_like=True):

@@ -33,13 +33,11 @@ from polyhost.engine.native.pool import DEDICATED_BYTES, Worker, WorkerLost, ign
 from polyhost.engine.native.source import Inspector, Source
 from polyhost.engine.native.workforce import STOPPING, Workforce
 from polyhost.engine.protocol import Answer, Item, Registration
-from polyhost.memory import fits, mib, private_bytes
+from polyhost.memory import DEFAULT_SHARE, fits, memory_limit_bytes, mib, private_bytes
 from polyhost.metrics import Metrics
 
 logger = logging.getLogger("polyhost.engine")
 
-# MMS's job_queue_size: how many requests may wait for one model.
-JOB_QUEUE_SIZE = 100
 # A model that has ended this many workers in that time is refused.
 MAX_DEATHS = 3
 _DEATHS_SECS = 600.0
@@ -86,17 +84,20 @@ class NativeEngine:
         shared_workers: int,
         workers_per_model: int = 1,
         response_timeout_secs: float = 60.0,
-        job_queue_size: int = JOB_QUEUE_SIZE,
+        job_queue_size: int = 100,
         isolation: str = "auto",
-        budget_bytes: int,
+        budget_bytes: int | None,
         metrics: Metrics,
     ) -> None:
+        """`budget_bytes`: None for a share of what there is, less what the idle server uses."""
         self._inspector = inspector
         self._workers_per_model = workers_per_model
         self._timeout_secs = response_timeout_secs
+        # How many requests may wait for each copy of a model.
         self._job_queue_size = job_queue_size
         self._isolation = isolation
-        self._budget_bytes = budget_bytes
+        self._has_own_budget = budget_bytes is not None
+        self._budget_bytes = int(memory_limit_bytes() * DEFAULT_SHARE) if budget_bytes is None else budget_bytes
         self._reserved_bytes = 0
         self._metrics = metrics
         self._models: dict[str, Model] = {}
@@ -111,6 +112,12 @@ class NativeEngine:
 
     async def start(self) -> None:
         await self._workforce.start()
+        if not self._has_own_budget:
+            self._workforce.keep(asyncio.create_task(self._leave_room_for_the_idle_server()))
+
+    async def _leave_room_for_the_idle_server(self) -> None:
+        await self._workforce.complete()
+        self._budget_bytes -= self._workforce.idle_bytes()
 
     async def stop(self) -> None:
         await self._workforce.stop()
@@ -211,7 +218,7 @@ class NativeEngine:
             "maxWorkers": max(wanted, model.max_workers),
             "batchSize": model.registration.batch_size,
             "maxBatchDelay": model.registration.max_batch_delay_ms,
-            "loadedAtStartup": False,
+            "loadedAtStartup": model.registration.is_startup,
             "workers": [self._describe_copy(model, copy) for copy in model.copies],
         }
         return {key: value for key, value in described.items() if value is not None}

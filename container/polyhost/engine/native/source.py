@@ -47,10 +47,12 @@ class Inspector:
     environ: Mapping[str, str]
     # Where archives that are no folders are unpacked.
     run_folder: Path
+    # What urls that are no absolute paths are relative to.
+    model_store: Path = Path("/")
 
     def inspect(self, url: str, asked_handler: str) -> Source:
         """Raises BadRequest, ModelNotFound, EngineError."""
-        path = _folder_of(url, self.model_roots, self.run_folder)
+        path = _folder_of(url, self.model_store, self.model_roots, self.run_folder)
         return _source_of(path, _manifest(path), asked_handler or "", self.default_handler, self.environ)
 
 
@@ -82,12 +84,12 @@ def _source_of(
     )
 
 
-def _folder_of(url: str, roots: tuple[Path, ...], run_folder: Path) -> Path:
+def _folder_of(url: str, store: Path, roots: tuple[Path, ...], run_folder: Path) -> Path:
     if "://" in url:
         raise BadRequest(f"Model url is not under a model root: {url}")
     if ".." in url:
         raise ModelNotFound(f"Relative path is not allowed in url: {url}")
-    path = Path("/", url).resolve()
+    path = (store / url).resolve()
     if not path.exists():
         raise ModelNotFound(f"Model not found in model store: {url}")
     if not any(path.is_relative_to(root.resolve()) for root in roots):

@@ -9,30 +9,32 @@ from polyhost.config import Config
 from polyhost.engine.handlers import handler_spec
 from polyhost.engine.native.engine import NativeEngine
 from polyhost.engine.native.source import Inspector
-from polyhost.limits import Limits, is_multi_model
-from polyhost.memory import DEFAULT_SHARE, cpu_limit, memory_limit_bytes
+from polyhost.limits import is_multi_model
+from polyhost.memory import cpu_limit
 from polyhost.metrics import Metrics
+from polyhost.plan import Plan
 
 
-def native_engine(
-    config: Config, environ: Mapping[str, str], limits: Limits, run: Path, metrics: Metrics
-) -> NativeEngine:
+def native_engine(plan: Plan, run: Path, metrics: Metrics) -> NativeEngine:
     """`run`: the folder where archives that are no folders are unpacked."""
-    told = worker_environ(config, environ)
+    config, limits = plan.config, plan.limits
+    told = worker_environ(config, plan.environ)
     return NativeEngine(
         inspector=Inspector(
             model_roots=config.model_root,
             default_handler=handler_spec(config.handler),
             environ=told,
             run_folder=run,
+            model_store=plan.model_store,
         ),
         environ=told,
         shared_workers=cpu_limit(),
         workers_per_model=limits.workers_per_model,
         response_timeout_secs=limits.response_timeout_secs,
+        job_queue_size=limits.job_queue_size,
         isolation=config.isolation,
         metrics=metrics,
-        budget_bytes=config.memory_budget or int(memory_limit_bytes() * DEFAULT_SHARE),
+        budget_bytes=config.memory_budget,
     )
 
 
@@ -43,5 +45,6 @@ def worker_environ(config: Config, environ: Mapping[str, str]) -> dict[str, str]
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         told.setdefault(name, "1")
     told.setdefault("MXNET_USE_OPERATOR_TUNING", "0")
+    told.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's reports to its makers, from its import on
     told.setdefault("MMS_DECODE_INPUT_REQUEST", "false")
     return told

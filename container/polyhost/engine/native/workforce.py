@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 from polyhost.engine.native.messages import Trim
 from polyhost.engine.native.pool import Template, Worker, WorkerLost, ignore_result, interpreter_of
+from polyhost.memory import private_bytes
 
 logger = logging.getLogger("polyhost.engine")
 
@@ -161,7 +163,17 @@ class Workforce:
             self._ended.setdefault(worker.environment, deque()).append(time.monotonic())
         self._on_lost(worker)
 
+    async def complete(self) -> None:
+        """Returns when the shared workers of the server's own environment are there."""
+        await self._fill("")
+
     # Memory
+
+    def idle_bytes(self) -> int:
+        """What the front, the templates and workers without models use."""
+        pids = [os.getpid(), *(worker.pid for worker in self._workers if not worker.models)]
+        pids += [template.pid for template in self._templates.values() if template.pid is not None]
+        return sum(private_bytes(pid) for pid in pids)
 
     def used_bytes(self) -> int:
         """What all models use, measured."""
