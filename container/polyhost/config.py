@@ -82,8 +82,9 @@ class Config:
     host: str = setting("127.0.0.1", "Address to listen on; the image listens on 0.0.0.0.")
     port: int = setting(8080, "Port for everything.", parse=parse_port, also=("SAGEMAKER_BIND_TO_PORT",))
     engine: str = setting(
-        "mms",
-        "What runs the models: `mms`, the real Multi Model Server; `native`, our own engine, still being built.",
+        "native",
+        "What runs the models: `native`, our own engine; `mms`, the real Multi Model Server, which needs Java. The image "
+        "`polyhost:mms` sets `mms`.",
         parse=one_of(ENGINES),
     )
     handler: str = setting(
