@@ -35,8 +35,8 @@ from polyhost.engine.native.pool import (
     interpreter_of,
     resident_bytes,
 )
-from polyhost.engine.native.source import Inspector, Source
 from polyhost.engine.protocol import Answer, Item, Registration
+from polyhost.engine.source import Inspector, Source
 from polyhost.memory import fits, mib
 
 logger = logging.getLogger("polyhost.engine")
