@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import uvicorn
@@ -18,10 +18,11 @@ import uvloop
 
 from polyhost.api.container import ContainerApi
 from polyhost.config import Config
-from polyhost.engine import mms
+from polyhost.engine.errors import EngineError
+from polyhost.engine.mms import MmsEngine, mms_engine
 from polyhost.engine.native.start import native_engine
-from polyhost.engine.protocol import Registration
-from polyhost.errors import PortInUse
+from polyhost.engine.protocol import Engine, Registration
+from polyhost.errors import PortInUse, StartFailed
 from polyhost.limits import Limits, is_multi_model
 from polyhost.log import configure
 from polyhost.processes import become_subreaper, kill_descendants
@@ -39,39 +40,72 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
         told = fetched_submit_directory(environ, Path(folder))
         require_free_port(config.host, config.port)
         with run_folder() as run:
-            if config.engine == "mms":
-                return mms.serve(config, told, run)
             become_subreaper()
             try:
-                uvloop.run(_serve(config, told, run))
+                return uvloop.run(_serve(config, told, run))
             finally:
                 kill_descendants()
-        return 0
 
 
-async def _serve(config: Config, environ: Mapping[str, str], run: Path) -> None:
+async def _serve(config: Config, environ: Mapping[str, str], run: Path) -> int:
+    """The exit code: 0 when told to stop, 1 when the engine ended by itself."""
     limits = Limits.of(config, environ)
     multi_model = is_multi_model(environ)
-    engine = native_engine(config, environ, limits, run)
+    engine: Engine
+    if config.engine == "mms":
+        engine = mms_engine(config, environ, limits, run)
+    else:
+        engine = native_engine(config, environ, limits, run)
     api = ContainerApi(
         engine,
         max_request_bytes=limits.max_request_bytes,
         single_model=None if multi_model else _SINGLE_MODEL,
         workers=limits.workers_per_model,
     )
-    await engine.start()
-    if not multi_model:
-        folder = Path(environ.get("SAGEMAKER_BASE_DIR", "/opt/ml")) / "model"
-        await engine.load(Registration(url=str(folder), name=_SINGLE_MODEL))
+    front = _Front(api, config)
+    starting = asyncio.create_task(_start(engine, environ, multi_model=multi_model))
+
+    def stop() -> None:
+        starting.cancel()
+        front.should_exit = True
+
+    if isinstance(engine, MmsEngine):
+        engine.on_end = stop
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop_on_signal, number, stop)
     try:
-        await _Front(api, config).serve()
+        await asyncio.wait([starting])
+        if not starting.cancelled():
+            starting.result()
+            await front.serve()
     finally:
         await engine.stop()
+    if isinstance(engine, MmsEngine) and engine.has_ended:
+        return 1
     logger.info("stopped")
+    return 0
+
+
+def _stop_on_signal(number: int, stop: Callable[[], None]) -> None:
+    logger.info("stopping: got %s", signal.Signals(number).name)
+    stop()
+
+
+async def _start(engine: Engine, environ: Mapping[str, str], *, multi_model: bool) -> None:
+    """Raises StartFailed, also when the only model does not load: a server without it serves nothing."""
+    await engine.start()
+    if multi_model:
+        return
+    folder = Path(environ.get("SAGEMAKER_BASE_DIR", "/opt/ml")) / "model"
+    try:
+        await engine.load(Registration(url=str(folder), name=_SINGLE_MODEL))
+    except EngineError as error:
+        raise StartFailed(f"the model in {folder} was not loaded: {error.message}") from error
 
 
 class _Front(uvicorn.Server):
-    """The HTTP server; stops by itself after SIGTERM or Ctrl-C, when what is in flight is answered."""
+    """The HTTP server; ends when `should_exit` is set and what is in flight is answered."""
 
     def __init__(self, api: ContainerApi, config: Config) -> None:
         super().__init__(
@@ -84,17 +118,8 @@ class _Front(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop on the platform's signals, and end with exit code 0: uvicorn's own would raise them again."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, number)
+        """Signals are `_serve`'s: uvicorn's own handler would raise them again, and exit code 0 would be lost."""
         yield
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-    def _stop(self, number: int) -> None:
-        logger.info("stopping: got %s", signal.Signals(number).name)
-        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
