@@ -151,7 +151,7 @@ class MmsEngine:
         inner_name = f"m{next(self._numbers)}"
         # MMS counts in whole seconds.
         timeout_secs = max(1, round(registration.response_timeout_secs or self._timeout_secs))
-        predictions = f"{self._address}/predictions/{inner_name}"
+        predictions = f"{self._address}/models/{inner_name}/invoke"
         model = Model(name, inner_name, source, registration, timeout_secs, predictions)
         self._models[name] = model
         return model
@@ -269,7 +269,7 @@ class MmsEngine:
         model = self._get(name)
         if model.loading is not None:
             await asyncio.shield(model.loading)
-        url = f"{model.predictions}?{item.query}" if item.query else model.predictions
+        url = f"{model.predictions}?{_fields_of(item.query)}" if item.query else model.predictions
         headers = {
             _usual_case(key): _as_utf8(value) for key, value in item.headers.items() if key not in _NOT_PASSED_ON
         }
@@ -426,6 +426,11 @@ def _mms_error(status: int, body: bytes) -> EngineError:
 
 def _unreachable(error: aiohttp.ClientError) -> EngineError:
     return Unavailable(f"Multi Model Server does not answer: {error}.")
+
+
+def _fields_of(query: str) -> str:
+    """A query without the model's name, which is no field of the request."""
+    return "&".join(pair for pair in query.split("&") if not pair.startswith("model_name="))
 
 
 def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
