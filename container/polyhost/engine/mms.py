@@ -73,9 +73,7 @@ class Model:
 
 
 class MmsEngine:
-    """
-    `on_end` is called when MMS has ended by itself, after which nothing can be served.
-    """
+    """`on_end` is called when MMS has ended by itself, after which nothing can be served."""
 
     def __init__(
         self, process: MmsProcess, inspector: Inspector, *, workers_per_model: int, response_timeout_secs: float,
@@ -89,7 +87,7 @@ class MmsEngine:
         self._address = f"http://{HOST}:{process.port}"
         self._models: dict[str, Model] = {}
         self._numbers = itertools.count(1)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # Start and stop
 
@@ -133,12 +131,14 @@ class MmsEngine:
         except EngineError as error:
             _log_failed_load(registration.name, error)
             raise
-        model.loading = asyncio.create_task(self._load(model))
-        if not registration.is_synchronous and registration.initial_workers != 0:
-            self._keep(model.loading)
+        workers = registration.initial_workers
+        if workers is None:
+            workers = self._workers_per_model
+        model.loading = self._keep(asyncio.create_task(self._load(model, workers)))
+        if workers and not registration.is_synchronous:
             return "Processing worker updates..."
         await asyncio.shield(model.loading)
-        return "Workers scaled" if model.workers else f'Model "{model.name}" registered'
+        return "Workers scaled" if workers else f'Model "{model.name}" registered'
 
     async def _new_model(self, registration: Registration) -> Model:
         source = await asyncio.to_thread(self._inspector.inspect, registration.url, registration.handler)
@@ -156,12 +156,9 @@ class MmsEngine:
         self._models[name] = model
         return model
 
-    async def _load(self, model: Model) -> None:
+    async def _load(self, model: Model, workers: int) -> None:
         try:
             await self._register(model)
-            workers = model.registration.initial_workers
-            if workers is None:
-                workers = self._workers_per_model
             if workers:
                 await self._scale(model, workers, workers)
             self._require_wanted(model)
@@ -219,9 +216,9 @@ class MmsEngine:
         """Returns when the memory has been given back."""
         model = self._get(name)
         self._forget(model)
-        if model.loading is not None:
+        if (loading := model.loading) is not None:
             await self._unregister(model)
-            await asyncio.wait([model.loading])
+            await asyncio.wait([loading])
         await self._remove(model)
 
     async def _remove(self, model: Model) -> None:
@@ -246,9 +243,8 @@ class MmsEngine:
         maximum = minimum if maximum is None else maximum
         if maximum < minimum:
             raise BadRequest("max_worker cannot be less than min_worker.")
-        scaling = asyncio.create_task(self._scale_back_if_in_vain(model, minimum, maximum))
+        scaling = self._keep(asyncio.create_task(self._scale_back_if_in_vain(model, minimum, maximum)))
         if not is_synchronous:
-            self._keep(scaling)
             return "Processing worker updates..."
         await asyncio.shield(scaling)
         return "Workers scaled"
@@ -327,12 +323,13 @@ class MmsEngine:
         if self._models.get(model.name) is model:
             del self._models[model.name]
 
-    def _keep(self, task: asyncio.Task[Any]) -> None:
-        """Tasks are held weakly by asyncio; what nobody waits for is in the log."""
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Tasks are held weakly by asyncio, and what goes wrong in them is told to those who wait: here, the log."""
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
+    def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, EngineError):
             logger.error("unexpected", exc_info=error)

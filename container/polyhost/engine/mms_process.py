@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import random
@@ -128,7 +129,7 @@ class MmsProcess:
         workers = []
         for process in living_descendants(self._process.pid):
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if inner_name in process.cmdline():
+                if ("--model-name", inner_name) in itertools.pairwise(process.cmdline()):
                     workers.append(process)
         return workers
 
