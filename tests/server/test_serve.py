@@ -194,12 +194,11 @@ def test_a_model_is_unloaded_while_it_loads(own: Server, tmp_path: Path) -> None
     Nothing of it stays, whatever was already there, and the name is free.
     """
     (tmp_path / "service.py").write_text("import time\ndef handle(data, context): time.sleep(3); return ['x']\n")
-    before = {process.pid for process in own.descendants()}
     assert own.load("slow", tmp_path, handler="service:handle", synchronous=False).status == 202
     assert own.unload("slow").status == 200
 
     assert own.request("GET", "/models/slow").status == 404
-    assert gone([process for process in own.descendants() if process.pid not in before])
+    assert gone([process for process in own.descendants() if process.cwd() == str(tmp_path)])
     assert own.load("slow", MODELS / "noop-v1.0").status == 200
 
 
