@@ -36,9 +36,10 @@ def main() -> int:
         {"port": [sys.argv[sys.argv.index("--port") + 1]] if "--port" in sys.argv else None}, os.environ
     )
     server = subprocess.Popen(
-        [sys.executable, "-m", "polyhost", "serve", "--model-root", str(MODELS), *sys.argv[1:]],
+        [sys.executable, "-m", "polyhost", "serve", *sys.argv[1:]],
         stdout=subprocess.PIPE,
         text=True,
+        env={"POLYHOST_MODEL_ROOT": str(MODELS.resolve()), **os.environ},
     )
     # Ctrl-C reaches the server by itself; it ends when all its processes have ended, and so do we.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -59,16 +59,6 @@ def samples_folder() -> Path:
 def server(engine: str, servers: Servers) -> Server:
     """A multi-model server with the default handler."""
     return servers.get(engine, environ={"SAGEMAKER_MULTI_MODEL": "true"})
-
-
-@pytest.fixture
-def expect(engine: str) -> Callable[..., object]:
-    """
-    What this engine must answer where the real MMS deviates from what is right.
-
-    `expect(mms=…, native=…)`: both are written down, so that a deviation is a statement and not an omission.
-    """
-    return lambda **by_engine: by_engine[engine]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

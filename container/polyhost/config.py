@@ -83,8 +83,8 @@ class Config:
     port: int = setting(8080, "Port for everything.", parse=parse_port, also=("SAGEMAKER_BIND_TO_PORT",))
     engine: str = setting(
         "native",
-        "What runs the models: `native`, our own engine; `mms`, the real Multi Model Server, which needs Java. The image "
-        "`polyhost:mms` sets `mms`.",
+        "What runs the models: `native`, our own engine; `mms`, the real Multi Model Server behind our front. It needs "
+        "Java. The image `polyhost:mms` sets `mms`.",
         parse=one_of(ENGINES),
     )
     handler: str = setting(
@@ -112,14 +112,11 @@ class Config:
         parse=parse_bytes,
         shown="80 % of the container's or the machine's memory, less what the idle server uses",
     )
-    drain_secs: int = setting(
-        25, "How long requests in flight may take after SIGTERM, seconds. Engine `native`.", parse=parse_count
-    )
+    drain_secs: int = setting(25, "How long requests in flight may take after SIGTERM, seconds.", parse=parse_count)
     log_format: str = setting("text", "`text`, or `json` with one object a line.", parse=one_of(LOG_FORMATS))
     model_root: tuple[Path, ...] = setting(
         (Path("/opt/ml/models"), Path("/opt/ml/model")),
-        "Folder that model urls must lie under; may be given several times (in the variable, separated by `:`). "
-        "The `mms` engine cannot enforce it.",
+        "Folder that model urls must lie under; may be given several times (in the variable, separated by `:`).",
         parse=Path,
         shown="/opt/ml/models and /opt/ml/model",
         many=True,

@@ -153,14 +153,14 @@ def _running_server() -> int | None:
 def _run_server(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server handles it
     configure(Config.build({}, os.environ).log_format)
-    from polyhost.server import serve_native  # not in the launcher, which would start twice as slowly
+    from polyhost.server import serve_plan  # not in the launcher, which would start twice as slowly
 
     options = _parser().parse_args(arguments)
     properties = _properties(options, os.environ)
     if idle := without_effect(properties):
         logger.warning("MMS's configuration has what is without effect here: %s", ", ".join(idle))
     try:
-        return serve_native(make_plan(properties, os.environ))
+        return serve_plan(make_plan(properties, os.environ))
     finally:
         with contextlib.suppress(OSError):
             if _pid_file().read_text() == str(os.getpid()):

@@ -1,33 +1,23 @@
 """
 Every process that we start ends when we end.
 
-`supervise` runs one command in a session of its own. Orphans of its tree come to us (child subreaper), so
-that whatever is left when the command ends is found and killed; as PID 1 of a container we also bury
-zombies. Signals are not handled, they are waited for: no code runs between two lines of ours.
+Orphans of our tree come to us (child subreaper), so that whatever is left when its parent ends is found and
+killed; as PID 1 of a container we also bury zombies.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import logging
 import os
 import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import IO
 
 import psutil
 
-logger = logging.getLogger("polyhost")
-
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_TICK_SECS = 0.25
 
 
 def become_subreaper() -> None:
@@ -79,72 +69,6 @@ def living_descendants(pid: int) -> list[psutil.Process]:
                 if process.status() != psutil.STATUS_ZOMBIE:
                     living.append(process)
     return living
-
-
-def supervise(
-    command: Sequence[str],
-    environ: Mapping[str, str],
-    *,
-    stop_secs: float,
-    on_tick: Callable[[int], bool],
-    on_line: Callable[[str], str] | None = None,
-) -> int | None:
-    """
-    Run `command` until it ends or we are told to stop; then end all that came of it.
-
-    `on_tick(pid)` is called four times a second until it answers False; it may raise to give up. `on_line` rewrites
-    each line that the command and its descendants print. After a stop signal the command has `stop_secs` to end by
-    itself. Returns the command's exit code, or None if it was we who stopped it.
-    """
-    waited_for = {*_STOP_SIGNALS, signal.SIGCHLD}
-    signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
-    become_subreaper()
-    process = subprocess.Popen(
-        command,
-        env=dict(environ),
-        start_new_session=True,
-        preexec_fn=_unblock_signals,  # noqa: PLW1509 - no thread of ours runs yet
-        stdout=subprocess.PIPE if on_line else None,
-        stderr=subprocess.STDOUT if on_line else None,
-    )
-    pump = threading.Thread(target=_pump, args=(process.stdout, on_line)) if on_line else None
-    if pump:
-        pump.start()
-    deadline: float | None = None
-    is_ticking = True
-    try:
-        while True:
-            received = signal.sigtimedwait(waited_for, _TICK_SECS)
-            if received is not None and received.si_signo in _STOP_SIGNALS:
-                logger.info("stopping: got %s", signal.Signals(received.si_signo).name)
-                deadline = deadline or time.monotonic() + stop_secs
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGTERM)
-            dead = reap()
-            if process.pid in dead:
-                return None if deadline else dead[process.pid]
-            if deadline and time.monotonic() > deadline:
-                logger.warning("not stopped within %.0f s: killing", stop_secs)
-                return None
-            if is_ticking and not deadline:
-                is_ticking = on_tick(process.pid)
-    finally:
-        process.returncode = process.returncode or 0  # we reap by ourselves: Popen must not wait for it again
-        kill_descendants()
-        if pump:
-            pump.join()  # nobody is left who could print
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, waited_for)
-
-
-def _pump(stream: IO[bytes], on_line: Callable[[str], str]) -> None:
-    with stream:
-        for line in stream:
-            sys.stdout.write(on_line(line.decode("utf-8", "replace").rstrip("\n")) + "\n")
-            sys.stdout.flush()
-
-
-def _unblock_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, set())
 
 
 def flush_and_exit(code: int) -> None:

@@ -12,7 +12,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -22,9 +22,7 @@ import uvloop
 from polyhost.api.container import ContainerApi
 from polyhost.api.http import App, Asgi, ShortWay
 from polyhost.config import Config
-from polyhost.engine import mms
 from polyhost.engine.errors import EngineError
-from polyhost.engine.native.start import native_engine
 from polyhost.engine.protocol import Engine, Registration
 from polyhost.errors import PortInUse, StartFailed
 from polyhost.limits import Limits, base_folder, is_multi_model
@@ -42,15 +40,14 @@ _KEEP_ALIVE_SECS = 75
 
 
 def serve(config: Config, environ: Mapping[str, str]) -> int:
-    """Run the server in the foreground; returns the exit code. Raises PolyhostError if it cannot start."""
+    """
+    Run the server in the foreground; returns the exit code: 0 when told to stop, 1 when the engine ended by itself.
+
+    Raises PolyhostError if it cannot start.
+    """
     configure(config.log_format)
     with tempfile.TemporaryDirectory(prefix="polyhost-code-") as folder:
-        told = fetched_submit_directory(environ, Path(folder))
-        if config.engine == "native":
-            return serve_native(_platforms_plan(config, told))
-        require_free_port(config.host, config.port)
-        with run_folder() as run:
-            return mms.serve(config, told, run)
+        return serve_plan(_platforms_plan(config, fetched_submit_directory(environ, Path(folder))))
 
 
 def _platforms_plan(config: Config, environ: Mapping[str, str]) -> Plan:
@@ -60,7 +57,7 @@ def _platforms_plan(config: Config, environ: Mapping[str, str]) -> Plan:
     return Plan(config=config, environ=environ, limits=Limits.of_platform(config, environ), startup=startup)
 
 
-def serve_native(plan: Plan) -> int:
+def serve_plan(plan: Plan) -> int:
     """As `serve`."""
     for host, port in plan.addresses:
         require_free_port(host, port)
@@ -68,42 +65,58 @@ def serve_native(plan: Plan) -> int:
     in_one_form = every_line_as_json() if plan.config.log_format == "json" else contextlib.nullcontext()
     with in_one_form, run_folder() as run:
         try:
-            uvloop.run(_serve(plan, run))
+            return uvloop.run(_serve(plan, run))
         finally:
             kill_descendants()
-    return 0
 
 
-async def _serve(plan: Plan, run: Path) -> None:
+async def _serve(plan: Plan, run: Path) -> int:
     # What the operator names lies where it may.
     named = tuple(plan.model_store / model.url for model in plan.startup)
     plan = dataclasses.replace(
         plan, config=dataclasses.replace(plan.config, model_root=(*plan.config.model_root, *named))
     )
     metrics = Metrics()
-    engine = native_engine(plan, run, metrics)
+    engine = _engine(plan, run, metrics)
     fronts: list[_Front] = []
     starting = asyncio.create_task(_start(engine, plan))
-    is_told_to_stop = asyncio.Event()
 
-    def stop(number: int) -> None:
-        is_told_to_stop.set()
-        logger.info("stopping: got %s", signal.Signals(number).name)
+    def stop() -> None:
         starting.cancel()
         for front in fronts:
             front.should_exit = True
 
+    engine.on_end = stop
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+        asyncio.get_running_loop().add_signal_handler(number, _stop_on_signal, number, stop)
     try:
         await asyncio.wait([starting])
-        if not is_told_to_stop.is_set():
+        if not starting.cancelled():
             single_model = starting.result()
             fronts += [_front(engine, metrics, plan, address, single_model) for address in plan.addresses]
             await asyncio.gather(*(front.serve() for front in fronts))
     finally:
         await engine.stop()
+    if engine.has_ended:
+        return 1
     logger.info("stopped")
+    return 0
+
+
+def _engine(plan: Plan, run: Path, metrics: Metrics) -> Engine:
+    # Imported here: a server need not wait for the libraries of the engine that it does not use.
+    if plan.config.engine == "mms":
+        from polyhost.engine.mms import mms_engine
+
+        return mms_engine(plan, run)
+    from polyhost.engine.native.start import native_engine
+
+    return native_engine(plan, run, metrics)
+
+
+def _stop_on_signal(number: int, stop: Callable[[], None]) -> None:
+    logger.info("stopping: got %s", signal.Signals(number).name)
+    stop()
 
 
 def _front(engine: Engine, metrics: Metrics, plan: Plan, address: tuple[str, int], single_model: str | None) -> _Front:

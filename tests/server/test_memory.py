@@ -155,8 +155,6 @@ def test_a_full_server_says_507_and_serves_again_after_an_unload(engine: str, sa
         while status != 200 and unloaded <= 1 + last // 20:
             assert server.unload(f"copy-{unloaded}").status == 200
             unloaded += 1
-            if engine == "mms":  # MMS may keep the model that failed
-                server.unload(f"copy-{last}")
             status = server.load(f"copy-{last}", samples_folder / "houston").status
         assert status == 200, server.process.log
         assert server.invoke(f"copy-{last}", "1998,2150,3,2.5,0.4,2").status == 200

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -109,6 +110,98 @@ def test_the_server_ends_when_mms_dies(own: Server, engine: str) -> None:
     assert "ended by itself" in own.process.log
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_lets_requests_in_flight_be_answered(own: Server, number: int) -> None:
+    """
+    Drained, then stopped, exit code 0.
+    """
+    assert own.load("sleeps", MODELS / "sleeps").status == 200
+    assert own.load("echo", MODELS / "echo").status == 200
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(own.invoke, "sleeps", "2")
+        # Once it is with its handler it is in flight; another one has come after it and is answered.
+        assert own.invoke("echo").status == 200
+        own.process.send(number)
+        own.process.wait_for_line("stopping: got")
+
+        assert (slow.result().status, slow.result().text) == (200, "awake")
+    assert own.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_can_be_stopped_while_it_starts(engine: str, tmp_path: Path, number: int) -> None:
+    """
+    Java needs seconds: exit code 0, nothing left behind.
+    """
+    environ = {**os.environ, **MULTI_MODEL, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "polyhost", "serve", "--engine", engine, "--port", str(free_port())]
+    process = Process(command, environ)
+    try:
+        process.wait_for_line("sagemaker-inference - " if engine == "mms" else "ready on")
+        processes = psutil.Process(process.pid).children(recursive=True)
+        process.send(number)
+
+        assert process.wait(10) == 0, process.log
+        assert gone(processes)
+        assert list(tmp_path.glob("polyhost-*")) == []
+    finally:
+        process.kill_tree()
+
+
+def test_mms_itself_is_reached_from_this_machine_alone(own: Server, engine: str) -> None:
+    """
+    Who could speak to it would pass our front: it listens on loopback, on a port of the range that it may use.
+    """
+    if engine != "mms":
+        pytest.skip("there is no MMS")
+    (java,) = (process for process in own.descendants() if process.name() == "java")
+    (listening,) = (one.laddr for one in java.net_connections("inet") if one.status == psutil.CONN_LISTEN)
+
+    assert listening.ip in ("127.0.0.1", "::ffff:127.0.0.1")
+    assert listening.port != own.port
+    assert listening.port <= 32766
+    (name,) = (model["modelName"] for model in request(listening.port, "GET", "/models").json()["models"])
+    assert name == "m1"  # and knows no client's names
+
+
+def test_any_port_can_be_listened_on(engine: str) -> None:
+    """
+    MMS keeps a port in a signed 16-bit number: it gets one of its own.
+    """
+    server = Server(engine, environ=MULTI_MODEL, port=free_port(40_000, 60_000))
+    try:
+        with server.loaded("noop", MODELS / "noop-v1.0") as invoke:
+            assert invoke().text == "OK"
+    finally:
+        assert server.stop() == 0
+
+
+def test_a_model_is_unloaded_while_its_handler_hangs(own: Server) -> None:
+    """
+    DELETE answers when the processes are gone, also those that compute.
+    """
+    assert own.load("sleeps", MODELS / "sleeps", response_timeout=1).status == 200
+    workers = [process for process in own.descendants() if process.cwd() == str(MODELS / "sleeps")]
+    assert workers
+    assert own.invoke("sleeps", "60").status == 500
+
+    assert own.unload("sleeps").status == 200
+    assert all(not process.is_running() or is_zombie(process) for process in workers)
+
+
+def test_a_model_is_unloaded_while_it_loads(own: Server, tmp_path: Path) -> None:
+    """
+    Nothing of it stays, whatever was already there, and the name is free.
+    """
+    (tmp_path / "service.py").write_text("import time\ndef handle(data, context): time.sleep(3); return ['x']\n")
+    assert own.load("slow", tmp_path, handler="service:handle", synchronous=False).status == 202
+    assert own.unload("slow").status == 200
+
+    assert own.request("GET", "/models/slow").status == 404
+    assert gone([process for process in own.descendants() if process.cwd() == str(tmp_path)])
+    assert own.load("slow", MODELS / "noop-v1.0").status == 200
+
+
 def test_two_servers_run_on_one_machine(own: Server, engine: str) -> None:
     """
     The toolkit refuses a second MMS on the machine; ours may have neighbours.
@@ -156,6 +249,8 @@ def test_the_platforms_variables_are_taken(engine: str, tmp_path: Path) -> None:
         "SAGEMAKER_SAFE_PORT_RANGE": "9000-9999",
         "SAGEMAKER_MAX_REQUEST_SIZE": "1000",
         "MMS_DEFAULT_WORKERS_PER_MODEL": "2",
+        "POLYHOST_ENGINE": engine,
+        "POLYHOST_MODEL_ROOT": str(MODELS),
     }
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SAGEMAKER", "POLYHOST"))}
     process = Process([sys.executable, "-m", "polyhost", "serve"], {**clean, **environ, "TMPDIR": str(tmp_path)})
@@ -284,7 +379,7 @@ def test_without_java_it_names_the_package(tmp_path: Path) -> None:
     """
     The most likely reason on a fresh machine, in words that can be pasted.
     """
-    result = start_in_vain("--port", str(free_port()), PATH=str(tmp_path), JAVA_HOME="")
+    result = start_in_vain("--engine", "mms", "--port", str(free_port()), PATH=str(tmp_path), JAVA_HOME="")
 
     assert result.returncode == 3
     assert "apt-get install openjdk-17-jre-headless" in result.stderr
@@ -307,7 +402,6 @@ def test_a_port_that_is_taken(engine: str) -> None:
     ("arguments", "words"),
     [
         (["--port", "0"], "--port: '0' is not a port"),
-        (["--port", "40000"], "the engine mms takes ports up to 32766"),
         (["--engine", "magic"], "--engine: 'magic' is none of mms, native"),
         (["--memory-budget", "much"], "--memory-budget: 'much' is not a size: write for example 800MiB or 4GiB"),
         (["--workers-per-model", "0"], "--workers-per-model: '0' is not a number of at least 1"),
@@ -347,6 +441,21 @@ def test_code_that_cannot_be_had(s3: str, url: str, words: str) -> None:
 
     assert result.returncode == 5, result.stdout
     assert words in result.stderr
+
+
+def test_one_model_that_cannot_be_loaded(engine: str, tmp_path: Path) -> None:
+    """
+    A server of one model that does not load serves nothing: it ends, and says why.
+    """
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights.bin").write_bytes(bytes(10))
+    environ = {"SAGEMAKER_MULTI_MODEL": "false", "SAGEMAKER_BASE_DIR": str(tmp_path)}
+    arguments = ["--engine", engine, "--port", str(free_port()), "--model-root", str(tmp_path)]
+    result = start_in_vain(*arguments, **environ)
+
+    assert result.returncode == 5
+    assert "was not loaded: " in result.stderr
+    assert "Found: weights.bin" in result.stderr
 
 
 def test_an_mms_that_cannot_start_is_told_soon(engine: str, tmp_path: Path) -> None:

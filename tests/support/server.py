@@ -56,10 +56,10 @@ class Answer:
         return str(document["message"])
 
 
-def free_port() -> int:
-    """Of those that MMS takes: below the kernel's own range, so that no other socket gets it meanwhile."""
+def free_port(lowest: int = 20_000, highest: int = 32_000) -> int:
+    """Below the kernel's own range unless told, so that no other socket gets it meanwhile."""
     while True:
-        port = random.randint(20_000, 32_000)
+        port = random.randint(lowest, highest)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -149,9 +149,11 @@ class Process:
 class Server:
     """`polyhost serve`, ready to answer."""
 
-    def __init__(self, engine: str, arguments: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, engine: str, arguments: Sequence[str] = (), environ: Mapping[str, str] | None = None, port: int = 0,
+    ) -> None:  # fmt: skip
         self.engine = engine
-        self.port = free_port()
+        self.port = port or free_port()
         self.temp = Path(tempfile.mkdtemp(prefix="ph-test-"))
         ours = re.compile(r"SAGEMAKER|POLYHOST|MMS_|AWS_")
         clean = {name: value for name, value in os.environ.items() if not ours.match(name)}

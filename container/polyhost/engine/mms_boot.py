@@ -50,6 +50,8 @@ def _boot(handler: str) -> None:
     # /etc is not ours to write in: an ordinary user and a read-only container start too.
     model_server.MMS_CONFIG_FILE = str(Path(os.environ["TEMP"]) / "mms.properties")
     model_server.DEFAULT_MMS_LOG_FILE = str(Path(__file__).with_name(f"log4j2-{os.environ['POLYHOST_LOG_FORMAT']}.xml"))
+    # Models come from the front, one alone too.
+    model_server.ENABLE_MULTI_MODEL = True
     model_server.start_model_server(handler_service=handler)
 
 

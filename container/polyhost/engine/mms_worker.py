@@ -2,7 +2,8 @@
 `polyhost-worker-python`: the interpreter that MMS believes to start its workers with.
 
 It looks at the handler and the model that the worker is for, and becomes the interpreter of the Python
-environment they need. Runs once per worker and imports no framework.
+environment they need, with `mms_service` between it and MMS's worker. Runs once per worker and imports no
+framework.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ def main() -> None:
     # When memory runs out the kernel must take a worker, never the server: without it all models are gone.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
+    if arguments[0].endswith("/model_service_worker.py"):  # not MMS's collector of metrics
+        arguments.insert(0, str(Path(__file__).with_name("mms_service.py")))
     os.execv(python, [python, *arguments])  # noqa: S606
 
 

@@ -7,6 +7,7 @@ asks again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -59,6 +60,11 @@ class HandlerMetric(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Engine(Protocol):
+    """`has_ended`: by itself, after which nothing can be served; `on_end` is called when that happens."""
+
+    has_ended: bool
+    on_end: Callable[[], None]
+
     async def start(self) -> None: ...
 
     async def stop(self) -> None: ...

@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -30,9 +30,9 @@ from polyhost.engine.errors import (
 )
 from polyhost.engine.native.messages import Answered, Done, Failed, Keep, Load, Predict, Unload
 from polyhost.engine.native.pool import DEDICATED_BYTES, Worker, WorkerLost, ignore_result
-from polyhost.engine.native.source import Inspector, Source
 from polyhost.engine.native.workforce import STOPPING, Workforce
 from polyhost.engine.protocol import Answer, Item, Registration
+from polyhost.engine.source import Inspector, Source
 from polyhost.memory import DEFAULT_SHARE, fits, memory_limit_bytes, mib, private_bytes
 from polyhost.metrics import Metrics
 
@@ -90,6 +90,8 @@ class NativeEngine:
         metrics: Metrics,
     ) -> None:
         """`budget_bytes`: None for a share of what there is, less what the idle server uses."""
+        self.has_ended = False
+        self.on_end: Callable[[], None] = lambda: None
         self._inspector = inspector
         self._workers_per_model = workers_per_model
         self._timeout_secs = response_timeout_secs

@@ -9,22 +9,20 @@ Service classes), in a process of its own.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
-import inspect
 import json
 import logging
 import os
 import struct
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
 from polyhost_handlers.base import Handler, ModelSource, Request, answered, load_guarded, request_of
-from polyhost_handlers.errors import HandlerError, LoadFailed, memory_errors_translated
 
+from polyhost.engine.mms_handlers import load_failure, loaded_service
 from polyhost.engine.native.fields import fields_of, is_raw
 from polyhost.engine.native.messages import Failed, Load
 from polyhost.engine.protocol import Answer, HandlerMetric, Item
@@ -55,13 +53,8 @@ def load_model(order: Load) -> Model:
 
 
 def failure(error: BaseException, order: Load) -> Failed:
-    """A failed load as the client will see it: the handler's sentence, never a traceback."""
-    if isinstance(error, MemoryError):
-        return Failed(order.id, 507, str(error) or "Out of memory while loading the model.")
-    if isinstance(error, HandlerError):
-        return Failed(order.id, 500, " ".join(error.message.split()))
-    text = " ".join(str(error).split())
-    return Failed(order.id, 500, f"Unable to load model: {type(error).__name__}: {text}")
+    """As the client will see it."""
+    return Failed(order.id, *load_failure(error))
 
 
 class PlainModel:
@@ -95,20 +88,8 @@ class MmsModel:
     """A handler of MMS's contract, called through MMS's own Service."""
 
     def __init__(self, order: Load) -> None:
-        import mms.service
-        from mms.metrics.metrics_store import MetricsStore
-
-        mms.service.RequestProcessor = _any_case_request_processor()
         self.metrics: Sequence[HandlerMetric] = ()
-        manifest_file = Path(order.path, "MAR-INF", "MANIFEST.json")
-        manifest = json.loads(manifest_file.read_bytes()) if manifest_file.is_file() else None
-        entry_point = _entry_point(order)
-        self._service = mms.service.Service(
-            order.name, order.path, manifest, entry_point.handle, None, order.batch_size
-        )
-        self._service.context.metrics = MetricsStore({}, order.name)
-        with memory_errors_translated():
-            entry_point.initialize(self._service.context)
+        self._service = loaded_service(order.name, order.path, order.handler, order.batch_size)
 
     def predict(self, items: Sequence[Item]) -> list[Answer] | tuple[int, str]:
         encoded = self._service.predict([_as_mms(item) for item in items])
@@ -169,72 +150,6 @@ def _metric(metric: Any) -> HandlerMetric:
     except (TypeError, ValueError):
         value = 1.0  # `add_error` has a text
     return HandlerMetric(str(metric.name), str(metric.unit), value, metric.metric_method == "counter", str(metric))
-
-
-class _AnyCase(dict[str, Any]):
-    """
-    Headers found by a name in any case, listed in the usual one.
-
-    MMS hands on names as the client wrote them; HTTP libraries in between, ours too, make them lower case.
-    """
-
-    def __init__(self, items: Mapping[str, Any]) -> None:
-        super().__init__(
-            {_usual_case(name) if isinstance(value, str) else name: value for name, value in items.items()}
-        )
-        self._names = {name.lower(): name for name in self}
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return super().get(self._names.get(name.lower(), name), default)
-
-    def __getitem__(self, name: str) -> Any:
-        return super().__getitem__(self._names.get(name.lower(), name))
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(self._names.get(str(name).lower(), name))
-
-
-def _usual_case(name: str) -> str:
-    return name.title().replace("Sagemaker", "SageMaker")
-
-
-@functools.cache
-def _any_case_request_processor() -> type:
-    from mms.context import RequestProcessor
-
-    class AnyCaseRequestProcessor(RequestProcessor):  # type: ignore[misc]
-        def __init__(self, headers: Mapping[str, Any]) -> None:
-            super().__init__(_AnyCase(headers))
-
-    return AnyCaseRequestProcessor
-
-
-class _EntryPoint:
-    def __init__(self, handle: Callable[..., Any], initialize: Callable[[Any], Any]) -> None:
-        self.handle = handle
-        self.initialize = initialize
-
-
-def _entry_point(order: Load) -> _EntryPoint:
-    """The function of the module, or its one class. In a class MMS swallows what `initialize` raises; we do not."""
-    module_name, _, function_name = order.handler.partition(":")
-    for folder in (order.path, os.path.dirname(module_name)):
-        if folder:
-            sys.path.insert(0, folder)
-    module = importlib.import_module(os.path.basename(module_name).removesuffix(".py"))
-    function = getattr(module, function_name or "handle", None)
-    if function is not None:
-        return _EntryPoint(function, lambda context: function(None, context))
-    classes = _own_classes(module)
-    if len(classes) != 1:
-        found = ", ".join(one.__name__ for one in classes) or "no class"
-        raise LoadFailed(f"Unable to load model: {module_name} has no function handle and not one class, but {found}.")
-    service = classes[0]()
-    return _EntryPoint(service.handle, getattr(service, "initialize", lambda _: None))
-
-
-def _own_classes(module: ModuleType) -> list[type]:
-    return [one for _, one in inspect.getmembers(module, inspect.isclass) if one.__module__ == module.__name__]
 
 
 def _as_mms(item: Item) -> dict[str, Any]:

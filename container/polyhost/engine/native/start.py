@@ -8,7 +8,7 @@ from pathlib import Path
 from polyhost.config import Config
 from polyhost.engine.handlers import handler_spec
 from polyhost.engine.native.engine import NativeEngine
-from polyhost.engine.native.source import Inspector
+from polyhost.engine.source import Inspector
 from polyhost.limits import is_multi_model
 from polyhost.memory import cpu_limit
 from polyhost.metrics import Metrics
