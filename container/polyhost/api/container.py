@@ -12,14 +12,14 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from polyhost.api.http import Headers, Reply, Request
 from polyhost.api.openapi import api_document, model_document
 from polyhost.engine.errors import BadRequest, EngineError, MethodNotAllowed, RouteNotFound
-from polyhost.engine.protocol import Engine, Item, Registration
+from polyhost.engine.protocol import Answer, Engine, Item, Registration
 from polyhost.metrics import CONTENT_TYPE, Metrics
 
 logger = logging.getLogger("polyhost.api")
@@ -83,8 +83,22 @@ class ContainerApi:
         except Exception:
             logger.exception("request %s failed", request_id)
             result = error_result(EngineError(f"Internal error: the server's log has request {request_id}."))
-        own_headers = b"x-request-id: %b\r\n" % request_id.encode()
-        return Reply(result.body, result.status, result.headers, own_headers, result.status >= 400)
+        return _reply(result, request_id)
+
+    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> bool:
+        path = request.path
+        if not (path.startswith("/models/") and path.endswith("/invoke")) or request.query or not self._is_whole:
+            return False
+        name = path[len("/models/") : -len("/invoke")]
+        if "/" in name or "%" in name:
+            return False
+        request_id = next(self._ids)
+        return self._engine.invoke_soon(
+            name,
+            Item(request_id, request.headers, "", request.body),
+            lambda answer: done(_reply(answer_result(answer), request_id)),
+            lambda error: done(_reply(error_result(error), request_id)),
+        )
 
     def too_large(self) -> Reply:
         """With nothing in it, as MMS answers."""
@@ -137,8 +151,8 @@ class ContainerApi:
     # Predictions
 
     async def _invoke(self, request: Request, request_id: str, name: str) -> Result:
-        answer = await self._engine.invoke(name, Item(request_id, request.headers, request.query, request.body))
-        return Result(answer.body, answer.status, _answer_headers(tuple(answer.headers.items())))
+        item = Item(request_id, request.headers, request.query, request.body)
+        return answer_result(await self._engine.invoke(name, item))
 
     async def _invocations(self, request: Request, request_id: str) -> Result:
         name = dict(parse_qsl(request.query)).get("model_name") or self._single_model
@@ -239,6 +253,15 @@ def json_result(document: Any, status: int = 200) -> Result:
 
 def error_result(error: EngineError) -> Result:
     return json_result({"code": error.status, "type": error.type, "message": error.message}, error.status)
+
+
+def answer_result(answer: Answer) -> Result:
+    return Result(answer.body, answer.status, _answer_headers(tuple(answer.headers.items())))
+
+
+def _reply(result: Result, request_id: str) -> Reply:
+    own_headers = b"x-request-id: %b\r\n" % request_id.encode()
+    return Reply(result.body, result.status, result.headers, own_headers, result.status >= 400)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -63,6 +63,9 @@ class App(Protocol):
     async def answer(self, request: Request) -> Reply:
         """Raises nothing."""
 
+    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> bool:
+        """Begin to answer a POST without a task; False where that cannot be done: then `answer`. Raises nothing."""
+
     def too_large(self) -> Reply:
         """The reply to a body of more than `max_request_bytes`."""
 
@@ -121,8 +124,8 @@ class ShortWay(HttpToolsProtocol):
     uvicorn's HTTP/1.1, with a short way for the requests that matter.
 
     A POST of a known, modest length, which is what a prediction is, goes from the parser to the application and
-    back as one task and one write. Everything else, and whatever follows on the same connection before its reply,
-    goes uvicorn's own way.
+    back without a task of its own, and in one write. Everything else, and whatever follows on the same connection
+    before its reply, goes uvicorn's own way.
     """
 
     cycle: Any
@@ -149,8 +152,10 @@ class ShortWay(HttpToolsProtocol):
         self.loop.call_later(since + self.timeout_keep_alive - now, self._close_when_idle)
 
     def on_message_begin(self) -> None:
+        # uvicorn's own prepares a scope for ASGI: later, if this is not short.
         self._idle_since = 0.0
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
 
     def on_response_complete(self) -> None:
         if self.pipeline or self.flow.read_paused:
@@ -161,6 +166,10 @@ class ShortWay(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if not self._is_short():
+            url, headers = self.url, self.headers
+            super().on_message_begin()
+            self.url = url
+            self.headers.extend(headers)
             super().on_headers_complete()
             return
         self.cycle = _Exchange(keep_alive=self.parser.should_keep_alive())
@@ -196,16 +205,18 @@ class ShortWay(HttpToolsProtocol):
             url = httptools.parse_url(self.url)
             target, query = url.path.decode("latin-1"), (url.query or b"").decode("latin-1")
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers}
-        task = self.loop.create_task(self._exchange(cycle, Request("POST", target, query, headers, cycle.body)))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        request = Request("POST", target, query, headers, cycle.body)
+        if not self._app.answer_soon(request, functools.partial(self._finish, cycle)):
+            task = self.loop.create_task(self._answer(cycle, request))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
 
-    async def _exchange(self, cycle: _Exchange, request: Request) -> None:
-        reply = await self._app.answer(request)
+    async def _answer(self, cycle: _Exchange, request: Request) -> None:
+        self._finish(cycle, await self._app.answer(request))
+
+    def _finish(self, cycle: _Exchange, reply: Reply) -> None:
         if cycle.disconnected:
             return
-        if self.flow.write_paused:
-            await self.flow.drain()
         closes = reply.closes or not cycle.keep_alive
         self.transport.write(head_of(reply._replace(closes=True) if closes else reply) + reply.body)
         cycle.response_complete = True

@@ -261,6 +261,9 @@ class MmsEngine:
                 await self._scale(model, before, before)
             raise
 
+    def invoke_soon(self, *_: Any) -> bool:
+        return False
+
     async def invoke(self, name: str, item: Item) -> Answer:
         model = self._get(name)
         if model.loading is not None:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from polyhost.engine.errors import EngineError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
@@ -79,6 +81,15 @@ class Engine(Protocol):
         """Have `minimum` copies of a model; the status text."""
 
     async def invoke(self, name: str, item: Item) -> Answer: ...
+
+    def invoke_soon(
+        self, name: str, item: Item, done: Callable[[Answer], None], failed: Callable[[EngineError], None],
+    ) -> bool:  # fmt: skip
+        """
+        As `invoke`, without a task, where nothing is to be waited for but the answer; False where something is.
+
+        One of `done` and `failed` is called later, unless it is False.
+        """
 
     def names(self) -> list[str]:
         """Of what is registered, sorted."""

@@ -28,8 +28,8 @@ from polyhost.engine.errors import (
     PredictionFailed,
     Unavailable,
 )
-from polyhost.engine.native.messages import Answered, Done, Failed, Keep, Load, Predict, Unload
-from polyhost.engine.native.pool import DEDICATED_BYTES, Worker, WorkerLost, ignore_result
+from polyhost.engine.native.messages import Answered, Done, Failed, FromWorker, Keep, Load, Predict, Unload
+from polyhost.engine.native.pool import DEDICATED_BYTES, Order, Worker, WorkerLost, ignore_result
 from polyhost.engine.native.workforce import STOPPING, Workforce
 from polyhost.engine.protocol import Answer, Item, Registration
 from polyhost.engine.source import Inspector, Source
@@ -107,6 +107,7 @@ class NativeEngine:
         self._worker_ids = itertools.count(9000)
         self._workforce = Workforce(
             environ=environ,
+            numbers=self._numbers,
             shared_count=shared_workers,
             on_lost=self._worker_lost,
             on_held_up=self._give_away,
@@ -197,9 +198,23 @@ class NativeEngine:
         try:
             if model.registration.batch_size > 1:
                 return await self._join_batch(model, item)
-            return (await self._predict(model, [item]))[0]
+            return (await self.predict(model, [item]))[0]
         finally:
             model.in_flight -= 1
+
+    def invoke_soon(
+        self, name: str, item: Item, done: Callable[[Answer], None], failed: Callable[[EngineError], None],
+    ) -> bool:  # fmt: skip
+        model = self._models.get(name)
+        if model is None or len(model.copies) != 1 or model.deaths or model.registration.batch_size > 1:
+            return False
+        worker = model.copies[0].worker
+        if worker is None or not worker.is_alive or model.in_flight >= self._job_queue_size:
+            return False
+        model.in_flight += 1
+        predict = Predict(next(self._numbers), model.key, [item])
+        worker.send(Order(predict, _Soon(self, model, worker, item, done, failed), model.timeout_secs))
+        return True
 
     def names(self) -> list[str]:
         return sorted(self._models)
@@ -372,8 +387,16 @@ class NativeEngine:
 
     # Predicting
 
-    async def _predict(self, model: Model, items: list[Item], *, is_retry: bool = False) -> list[Answer]:
+    async def predict(
+        self, model: Model, items: list[Item], *, is_retry: bool = False, lost: tuple[Worker, WorkerLost] | None = None,
+    ) -> list[Answer]:  # fmt: skip
+        """`lost`: how a first try ended. Raises EngineError."""
         while True:
+            if lost is not None and lost[1].was_running:
+                self._blame(model, *lost, is_retry=is_retry)
+                if len(items) > 1:
+                    return [(await self.predict(model, [item], is_retry=True))[0] for item in items]
+                is_retry = True
             if model.deaths:
                 self._refuse_a_killer(model)
             if not model.copies:
@@ -382,20 +405,20 @@ class NativeEngine:
             worker = copy.worker or await self._worker_of(model, copy)
             try:
                 reply = await worker.order(Predict(next(self._numbers), model.key, items), model.timeout_secs)
-            except WorkerLost as lost:
-                if lost.was_running:
-                    self._blame(model, worker, lost, is_retry=is_retry)
-                    if len(items) > 1:
-                        return [(await self._predict(model, [item], is_retry=True))[0] for item in items]
-                    is_retry = True
+            except WorkerLost as error:
+                lost = (worker, error)
                 continue
-            if isinstance(reply, Failed):
-                kind = OutOfMemory if reply.status == OutOfMemory.status else PredictionFailed
-                raise kind(reply.message, reply.status)
-            assert isinstance(reply, Answered)
-            if reply.metrics:
-                self._metrics.of_handler(model.name, reply.metrics)
-            return reply.answers
+            return self.answers_of(model, reply)
+
+    def answers_of(self, model: Model, reply: FromWorker) -> list[Answer]:
+        """Raises EngineError."""
+        if isinstance(reply, Failed):
+            kind = OutOfMemory if reply.status == OutOfMemory.status else PredictionFailed
+            raise kind(reply.message, reply.status)
+        assert isinstance(reply, Answered)
+        if reply.metrics:
+            self._metrics.of_handler(model.name, reply.metrics)
+        return reply.answers
 
     def _blame(self, model: Model, worker: Worker, lost: WorkerLost, *, is_retry: bool) -> None:
         """The request that was running when its worker ended is tried once more, the model alone; then no more."""
@@ -438,7 +461,7 @@ class NativeEngine:
 
     async def _predict_batch(self, model: Model, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
         try:
-            answers = await self._predict(model, [item for item, _ in batch])
+            answers = await self.predict(model, [item for item, _ in batch])
         except EngineError as error:
             for _, waiting in batch:
                 if not waiting.done():
@@ -497,6 +520,9 @@ class NativeEngine:
 
     # Small things
 
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        self._workforce.keep(task)
+
     def _get(self, name: str) -> Model:
         if name not in self._models:
             raise ModelNotFound(f"Model not found: {name}")
@@ -506,6 +532,56 @@ class NativeEngine:
         if self._models.get(model.name) is model:
             del self._models[model.name]
             self._metrics.forget(model.name)
+
+
+class _Soon:
+    """The reply to a prediction that no task waits for: in the place of a future."""
+
+    __slots__ = ("_done", "_engine", "_failed", "_is_over", "_item", "_model", "_worker")
+
+    def __init__(
+        self,
+        engine: NativeEngine,
+        model: Model,
+        worker: Worker,
+        item: Item,
+        done: Callable[[Answer], None],
+        failed: Callable[[EngineError], None],
+    ) -> None:
+        self._engine = engine
+        self._model = model
+        self._worker = worker
+        self._item = item
+        self._done = done
+        self._failed = failed
+        self._is_over = False
+
+    def done(self) -> bool:
+        return self._is_over
+
+    def set_result(self, reply: FromWorker) -> None:
+        self._is_over = True
+        self._model.in_flight -= 1
+        try:
+            answer = self._engine.answers_of(self._model, reply)[0]
+        except EngineError as error:
+            self._failed(error)
+        else:
+            self._done(answer)
+
+    def set_exception(self, lost: WorkerLost) -> None:
+        self._is_over = True
+        self._engine.keep(asyncio.get_running_loop().create_task(self._ask_again(lost)))
+
+    async def _ask_again(self, lost: WorkerLost) -> None:
+        try:
+            (answer,) = await self._engine.predict(self._model, [self._item], lost=(self._worker, lost))
+        except EngineError as error:
+            self._failed(error)
+        else:
+            self._done(answer)
+        finally:
+            self._model.in_flight -= 1
 
 
 def _copy_load(copy: Copy) -> int:

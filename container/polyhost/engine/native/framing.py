@@ -1,7 +1,9 @@
-"""Messages to bytes and back: a length of four bytes, then the message."""
+"""What passes between the front and a worker: messages, each behind its length of four bytes, and progress."""
 
 from __future__ import annotations
 
+import mmap
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -67,9 +69,9 @@ def _length_at(data: bytes | bytearray, start: int) -> int:
     return int(length)
 
 
-def received(connection: socket.socket, kind: Any) -> Iterator[Any]:
+def received(connection: socket.socket, kind: Any) -> Iterator[tuple[Any, bool]]:
     """
-    The messages of `kind` that come over a blocking socket, until it closes.
+    The messages of `kind` that come over a blocking socket, until it closes, each with whether the next is there too.
 
     One buffer serves them all; a message that is larger is read into a piece of its own, once.
     """
@@ -82,13 +84,13 @@ def received(connection: socket.socket, kind: Any) -> Iterator[Any]:
             body = start + _LENGTH.size
             if end - body >= length:
                 start = body + length
-                yield decode(buffer[body:start])
+                yield decode(buffer[body:start]), _is_whole(buffer, start, end)
             elif _LENGTH.size + length > _BUFFER_BYTES:
                 large = memoryview(bytearray(length))
                 large[: end - body] = buffer[body:end]
                 _fill(connection, large[end - body :])
                 start = end = 0
-                yield decode(large)
+                yield decode(large), False
             else:
                 break
         buffer[: end - start] = buffer[start:end]
@@ -97,6 +99,42 @@ def received(connection: socket.socket, kind: Any) -> Iterator[Any]:
         if not count:
             return
         end += count
+
+
+def _is_whole(buffer: memoryview, start: int, end: int) -> bool:
+    if end - start < _LENGTH.size:
+        return False
+    (length,) = _LENGTH.unpack_from(buffer, start)
+    return bool(end - start - _LENGTH.size >= length)
+
+
+class Progress:
+    """
+    Which order a worker has begun last, in a page of memory that it shares with the front.
+
+    When the worker dies, or does not answer, that is the one to ask about.
+    """
+
+    _NUMBER = struct.Struct("<Q")
+
+    def __init__(self, descriptor: int) -> None:
+        """`descriptor`, of `new_page`, is closed."""
+        self._page = mmap.mmap(descriptor, self._NUMBER.size)
+        os.close(descriptor)
+
+    @staticmethod
+    def new_page() -> int:
+        descriptor = os.memfd_create("polyhost-progress")
+        os.ftruncate(descriptor, Progress._NUMBER.size)
+        return descriptor
+
+    def begin(self, order: int) -> None:
+        self._NUMBER.pack_into(self._page, 0, order)
+
+    @property
+    def begun(self) -> int:
+        """Its number; 0 before the first."""
+        return int(self._NUMBER.unpack_from(self._page, 0)[0])
 
 
 def _fill(connection: socket.socket, piece: memoryview) -> None:

@@ -17,9 +17,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
-from polyhost.engine.native.framing import BrokenFrame, Deframer, frame
+from polyhost.engine.native.framing import BrokenFrame, Deframer, Progress, frame
 from polyhost.engine.native.messages import FromWorker, ToWorker
 
 # Sent ahead to a worker, so that it never waits for us between two short calls.
@@ -42,14 +42,23 @@ class WorkerLost(Exception):
         self.was_running = was_running
 
 
+class Reply(Protocol):
+    """Where an answer goes: what is used of a future."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, reply: FromWorker, /) -> None: ...
+
+    def set_exception(self, lost: WorkerLost, /) -> None: ...
+
+
 @dataclass(eq=False, slots=True)
 class Order:
     """A message on its way to a worker and back."""
 
     message: ToWorker
-    reply: asyncio.Future[FromWorker]
+    reply: Reply
     timeout_secs: float
-    started: float = 0.0
 
     @property
     def model(self) -> int | None:
@@ -58,8 +67,17 @@ class Order:
 
 
 class Worker(asyncio.Protocol):
-    def __init__(self, pid: int, environment: str, *, is_dedicated: bool, on_lost: Callable[[Worker], None]) -> None:
+    def __init__(
+        self,
+        pid: int,
+        progress: Progress,
+        environment: str,
+        *,
+        is_dedicated: bool,
+        on_lost: Callable[[Worker], None],
+    ) -> None:
         self.pid = pid
+        self._progress = progress
         self.environment = environment
         self.is_dedicated = is_dedicated
         self.models: set[int] = set()
@@ -70,9 +88,9 @@ class Worker(asyncio.Protocol):
         # Estimate of the heap's room that unloaded models left; trimming gives it back to the system.
         self.free_bytes = 0
         self.needs_trim = False
-        self.last_busy = time.monotonic()
         self._watched: Order | None = None
-        self._watched_secs = 0.0
+        self._watched_since = 0.0
+        self._own_secs = 0.0
         self._seen = (0.0, 0.0)
         # Done when the process has ended and is buried, with the signal that ended it or 0: its memory is back.
         self.gone: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -113,22 +131,28 @@ class Worker(asyncio.Protocol):
         grown = max(0, self.resident_bytes - self._base_bytes - self.free_bytes)
         return grown + DEDICATED_BYTES if self.is_dedicated else grown
 
-    def look(self) -> float:
-        """
-        Since when the call that runs has been running, seconds, as far as it is its own fault.
+    @property
+    def running(self) -> Order | None:
+        """What it has begun and not answered."""
+        begun = self._progress.begun if self.sent else 0
+        return next((order for order in self.sent if order.message.id == begun), None)
 
-        Time in which it was ready to run and the machine had no CPU for it does not count. To be called again and
-        again: what passed before the first look at a call is not seen.
+    def look(self) -> tuple[Order | None, float, float]:
         """
-        running = self.sent[0] if self.sent else None
-        now, waited_secs = time.monotonic(), self._waited_for_a_cpu_secs()
+        What runs; since when, seconds; and how much of that is its own fault.
+
+        Time in which it was ready to run and the machine had no CPU for it is not. To be called again and again:
+        what passed before the first look at a call is not seen.
+        """
+        running = self.running
+        now, waited_secs = time.monotonic(), self._waited_for_a_cpu_secs() if running else 0.0
         if running is not self._watched:
-            self._watched, self._watched_secs = running, 0.0
+            self._watched, self._watched_since, self._own_secs = running, now, 0.0
         else:
             before, waited_before_secs = self._seen
-            self._watched_secs += max(0.0, now - before - (waited_secs - waited_before_secs))
+            self._own_secs += max(0.0, now - before - (waited_secs - waited_before_secs))
         self._seen = (now, waited_secs)
-        return self._watched_secs
+        return running, now - self._watched_since, self._own_secs
 
     def _waited_for_a_cpu_secs(self) -> float:
         try:
@@ -138,19 +162,22 @@ class Worker(asyncio.Protocol):
 
     def order(self, message: ToWorker, timeout_secs: float) -> asyncio.Future[FromWorker]:
         """Send, or queue behind what was sent. The future raises WorkerLost if the worker ends first."""
-        order = Order(message, asyncio.get_running_loop().create_future(), timeout_secs)
-        if not self.is_alive:
-            order.reply.set_exception(WorkerLost(was_running=False, reason="the worker has ended"))
-        elif len(self.sent) < WINDOW:
+        reply: asyncio.Future[FromWorker] = asyncio.get_running_loop().create_future()
+        if self.is_alive:
+            self.send(Order(message, reply, timeout_secs))
+        else:
+            reply.set_exception(WorkerLost(was_running=False, reason="the worker has ended"))
+        return reply
+
+    def send(self, order: Order) -> None:
+        """As `order`, to a worker that is alive."""
+        if len(self.sent) < WINDOW:
             self._send(order)
         else:
             self.waiting.append(order)
-        return order.reply
 
     def _send(self, order: Order) -> None:
         assert self._transport is not None
-        if not self.sent:
-            order.started = time.monotonic()
         self.sent.append(order)
         self._transport.write(frame(order.message))
 
@@ -215,16 +242,13 @@ class Worker(asyncio.Protocol):
         if self.waiting:
             self._send(self.waiting.popleft())
         self._measured_bytes = None
-        self.last_busy = time.monotonic()
-        if self.sent:
-            self.sent[0].started = self.last_busy
         if not order.reply.done():
             order.reply.set_result(reply)
 
     def connection_lost(self, _: Exception | None) -> None:
         reason = self.end_reason or "it ended by itself"
         orders = [*self.sent, *self.waiting]
-        running = self.sent[0] if self.sent else None
+        running = self.running
         self.sent.clear()
         self.waiting.clear()
         self._on_lost(self)
@@ -264,7 +288,7 @@ class Template:
         theirs.close()
         self._control = ours
 
-    async def fork(self, worker: Callable[[int], Worker]) -> Worker:
+    async def fork(self, worker: Callable[[int, Progress], Worker]) -> Worker:
         """A new worker, connected. Raises OSError when the template cannot fork even after a new start."""
         async with self._lock:
             try:
@@ -273,26 +297,29 @@ class Template:
                 await self._restart()
                 return await self._fork(worker)
 
-    async def _fork(self, worker: Callable[[int], Worker]) -> Worker:
+    async def _fork(self, worker: Callable[[int, Progress], Worker]) -> Worker:
         if self._control is None:
             await self.start()
         assert self._control is not None
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
+        page = Progress.new_page()
+        progress = Progress(os.dup(page))
         try:
-            socket.send_fds(self._control, [b"f"], [theirs.fileno()])
+            socket.send_fds(self._control, [b"f"], [theirs.fileno(), page])
             answer = await loop.sock_recv(self._control, 4)
         except BaseException:
             ours.close()
             raise
         finally:
             theirs.close()
+            os.close(page)
         if len(answer) < 4:
             ours.close()
             raise EOFError("the template has ended")
         pid = int.from_bytes(answer, "little")
         ours.setblocking(False)
-        _, protocol = await loop.create_unix_connection(lambda: worker(pid), sock=ours)
+        _, protocol = await loop.create_unix_connection(lambda: worker(pid, progress), sock=ours)
         return protocol
 
     async def _restart(self) -> None:

@@ -4,8 +4,8 @@ The template: a process that imports the frameworks and forks workers, and does 
     python -m polyhost.engine.native.template FD MODULE…
 
 It never loads, predicts or opens a session: a fork after an OpenMP region hangs in the child. For each order on
-its socket, which carries the worker's end of a socket pair, it forks twice: the worker's parent ends at once, so
-that the worker becomes a child of the front (a subreaper) and outlives the template.
+its socket, which carries the worker's end of a socket pair and its page of progress, it forks twice: the worker's
+parent ends at once, so that the worker becomes a child of the front (a subreaper) and outlives the template.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 import time
 
 from polyhost.engine.native import worker
+from polyhost.engine.native.framing import Progress
 from polyhost.log import configure
 
 _PR_SET_PDEATHSIG = 1
@@ -40,16 +41,17 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     while True:
-        order, descriptors, _, _ = socket.recv_fds(control, 16, 1)
+        order, descriptors, _, _ = socket.recv_fds(control, 16, 2)
         if not order:
             return
         connection = socket.socket(fileno=descriptors[0])
-        pid = _fork_worker(connection, control, front_pid)
+        pid = _fork_worker(connection, descriptors[1], control, front_pid)
         connection.close()
+        os.close(descriptors[1])
         control.sendall(pid.to_bytes(4, "little"))
 
 
-def _fork_worker(connection: socket.socket, control: socket.socket, front_pid: int) -> int:
+def _fork_worker(connection: socket.socket, page: int, control: socket.socket, front_pid: int) -> int:
     """The worker's process id, told through a pipe by the parent that it outlives."""
     reader, writer = os.pipe()
     middle = os.fork()
@@ -62,7 +64,7 @@ def _fork_worker(connection: socket.socket, control: socket.socket, front_pid: i
         os.close(reader)
         os.close(writer)
         control.close()
-        _run_worker(connection, parent, front_pid)
+        _run_worker(connection, page, parent, front_pid)
     os.close(writer)
     os.waitpid(middle, 0)
     pid = int.from_bytes(os.read(reader, 4), "little")
@@ -70,13 +72,13 @@ def _fork_worker(connection: socket.socket, control: socket.socket, front_pid: i
     return pid
 
 
-def _run_worker(connection: socket.socket, parent: int, front_pid: int) -> None:
+def _run_worker(connection: socket.socket, page: int, parent: int, front_pid: int) -> None:
     code = 1
     try:
         # Only when the parent between us has ended, an instant from now, are we the front's.
         while os.getppid() == parent:
             time.sleep(0.0001)
-        worker.run(connection, front_pid)
+        worker.run(connection, Progress(page), front_pid)
         code = 0
     except (BrokenPipeError, ConnectionError):
         code = 0

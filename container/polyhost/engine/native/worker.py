@@ -15,11 +15,12 @@ import logging
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 
 from polyhost_handlers.errors import HandlerError
 
-from polyhost.engine.native.framing import frame, received
+from polyhost.engine.native.framing import Progress, frame, received
 from polyhost.engine.native.messages import (
     Answered,
     Done,
@@ -32,17 +33,19 @@ from polyhost.engine.native.messages import (
     Trim,
     Unload,
 )
-from polyhost.engine.native.models import Model, failure, load_model
+from polyhost.engine.native.models import Model, PlainModel, failure, load_model
 
 logger = logging.getLogger("polyhost.worker")
 
+_QUICK_SECS = 0.001
+_QUICK_BYTES = 4096
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 # The kernel that must free memory takes a worker, never the front.
 _OOM_SCORE_ADJ = "500"
 
 
-def run(connection: socket.socket, front_pid: int) -> None:
+def run(connection: socket.socket, progress: Progress, front_pid: int) -> None:
     """The worker's whole life; called in the forked process."""
     _die_with(front_pid)
     # What a handler starts is in our group, and ends with us.
@@ -52,7 +55,7 @@ def run(connection: socket.socket, front_pid: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ)
-    Worker(connection).serve()
+    Worker(connection, progress).serve()
 
 
 def _die_with(front_pid: int) -> None:
@@ -62,14 +65,42 @@ def _die_with(front_pid: int) -> None:
 
 
 class Worker:
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, progress: Progress) -> None:
         self._connection = connection
+        self._progress = progress
         self._models: dict[int, Model] = {}
+        # Models whose last call took next to no time, and whose calls may be repeated.
+        self._quick: set[int] = set()
 
     def serve(self) -> None:
-        for order in received(self._connection, ToWorker):
-            # One answer at a time: what is not answered when we die was not begun, but for the first.
-            self._connection.sendall(frame(self._carry_out(order)))
+        """Answers to quick calls that are there at once are sent together; none waits for a call that takes time."""
+        answers = bytearray()
+        since = 0.0
+        for order, is_next_there in received(self._connection, ToWorker):
+            if answers and not self._is_quick(order):
+                self._connection.sendall(answers)
+                answers = bytearray()
+            begin = time.perf_counter()
+            if not answers:
+                since = begin
+            self._progress.begin(order.id)
+            answers += frame(self._carry_out(order))
+            end = time.perf_counter()
+            self._remember(order, end - begin)
+            if not is_next_there or end - since > _QUICK_SECS:
+                self._connection.sendall(answers)
+                answers = bytearray()
+
+    def _is_quick(self, order: ToWorker) -> bool:
+        return isinstance(order, Predict) and order.model in self._quick and len(order.items[0].body) <= _QUICK_BYTES
+
+    def _remember(self, order: ToWorker, secs: float) -> None:
+        if not isinstance(order, Predict):
+            return
+        if secs > _QUICK_SECS:
+            self._quick.discard(order.model)
+        elif order.model not in self._quick and isinstance(self._models[order.model], PlainModel):
+            self._quick.add(order.model)
 
     def _carry_out(self, order: ToWorker) -> FromWorker:
         if isinstance(order, Predict):
@@ -98,6 +129,7 @@ class Worker:
     def _unload(self, order: Unload) -> FromWorker:
         before = private_bytes()
         self._models.pop(order.model, None)
+        self._quick.discard(order.model)
         return Done(order.id, private_bytes() - before)
 
     def _trim(self, order: Trim | Keep) -> FromWorker:

@@ -58,11 +58,14 @@ class Workforce:
         self,
         *,
         environ: Mapping[str, str],
+        numbers: Iterator[int],
         shared_count: int,
         on_lost: Callable[[Worker], None],
         on_held_up: Callable[[Worker, int], None],
     ) -> None:
         """
+        `numbers`: of orders, the engine's too.
+
         `on_lost`: a worker has ended, its orders not yet told. `on_held_up`: a shared worker is busy for long with
         the model of that number, and others wait.
         """
@@ -75,7 +78,7 @@ class Workforce:
         self._starting: dict[str, asyncio.Lock] = {}
         self._ended: dict[str, deque[float]] = {}
         self._workers: set[Worker] = set()
-        self._numbers = itertools.count(1)
+        self._numbers = numbers
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
@@ -144,7 +147,7 @@ class Workforce:
 
     async def _fork(self, environment: str, *, is_dedicated: bool) -> Worker:
         worker = await self._template_of(environment).fork(
-            lambda pid: Worker(pid, environment, is_dedicated=is_dedicated, on_lost=self._lost),
+            lambda pid, progress: Worker(pid, progress, environment, is_dedicated=is_dedicated, on_lost=self._lost),
         )
         self._workers.add(worker)
         return worker
@@ -205,21 +208,19 @@ class Workforce:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECS)
-            now = time.monotonic()
             for worker in list(self._workers):
-                self._look_at(worker, now)
+                self._look_at(worker)
 
-    def _look_at(self, worker: Worker, now: float) -> None:
-        if not worker.sent:
-            if worker.needs_trim and now - worker.last_busy > _IDLE_SECS:
+    def _look_at(self, worker: Worker) -> None:
+        running, secs, own_secs = worker.look()
+        if running is None:
+            if worker.needs_trim and secs > _IDLE_SECS:
                 self.keep(asyncio.create_task(self._trim_quietly(worker)))
-            return
-        running = worker.sent[0]
-        if now - running.started > running.timeout_secs:
+        elif secs > running.timeout_secs:
             worker.kill(f"it did not answer within {running.timeout_secs:g} s")
-        elif not worker.is_dedicated and worker.look() > SLOW_CALL_SECS and running.model is not None:
-            behind = itertools.chain(itertools.islice(worker.sent, 1, None), worker.waiting)
-            if any(order.model != running.model for order in behind):
+        elif own_secs > SLOW_CALL_SECS and not worker.is_dedicated:
+            behind = (order for order in (*worker.sent, *worker.waiting) if order.model != running.model)
+            if running.model is not None and any(behind):
                 self._on_held_up(worker, running.model)
 
     async def _trim_quietly(self, worker: Worker) -> None:
