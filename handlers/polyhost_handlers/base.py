@@ -24,6 +24,7 @@ from polyhost_handlers.errors import (
     HandlerError,
     LoadFailed,
     NoContent,
+    is_out_of_memory,
     memory_errors_translated,
     sentence_of,
 )
@@ -187,14 +188,15 @@ def answered(model: Handler, make_request: Callable[[], Request], model_name: st
     Raises MemoryError, which the server answers with 507.
     """
     try:
-        with memory_errors_translated():
-            return model.predict(make_request())
+        return model.predict(make_request())
     except MemoryError:
         raise
-    except HandlerError as error:
-        logger.info("model %s: answered %d: %s", model_name, error.status, error.message)
-        return error_response(error)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError(str(error)) from error
+        if isinstance(error, HandlerError):
+            logger.info("model %s: answered %d: %s", model_name, error.status, error.message)
+            return error_response(error)
         logger.exception("model %s: prediction failed", model_name)
         return error_response(HandlerError(f"Prediction failed: {type(error).__name__}: {sentence_of(error)}"))
 

@@ -8,6 +8,8 @@ Several boosters in one archive are an ensemble.
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,12 @@ _OUTPUTS = (JSON, CSV, JSONLINES, RECORDIO)
 _VOTING_OBJECTIVES = ("multi:softmax", "binary:hinge")
 
 
+# Numbers and commas alone. What else may stand in a row goes the long way, which says what is wrong with it.
+_NUMBER = rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+_PLAIN_ROW = re.compile(rb"%b(?:,%b)*\n?" % (_NUMBER, _NUMBER))
+_MAX_REMEMBERED = 64
+
+
 class XGBoostHandler(Handler):
     kind = "xgboost"
 
@@ -42,6 +50,9 @@ class XGBoostHandler(Handler):
         self._is_multi_model = source.is_multi_model
         self._is_batch = bool(source.environ.get("SAGEMAKER_BATCH"))
         self._default_accept = source.default_accept(JSON if self._is_multi_model else CSV)
+        # Whether a row's answer is a bare number; and how it is sent, by Content-Type and Accept (None: the long way).
+        self._is_plain = self._is_multi_model and len(boosters) == 1 and not self._selected and not self._is_batch
+        self._row_accepts: dict[tuple[str, str], str | None] = {}
 
     @classmethod
     def load(cls, source: ModelSource) -> XGBoostHandler:
@@ -55,6 +66,10 @@ class XGBoostHandler(Handler):
         return cls(boosters, source)
 
     def predict(self, request: Request) -> Response:
+        if self._is_plain and _PLAIN_ROW.fullmatch(request.body):
+            answer = self._answer_of_row(request)
+            if answer is not None:
+                return answer
         codecs.require_body(request.body)
         accept = codecs.choose_accept(request.accept, _OUTPUTS, self._default_accept)
         rows = self._decode(request)
@@ -65,6 +80,25 @@ class XGBoostHandler(Handler):
                 raise
             raise BadInput(f"Unable to evaluate payload provided: {sentence_of(error)}") from error
         return Response(self._encode(prediction, accept), accept)
+
+    def _answer_of_row(self, request: Request) -> Response | None:
+        """To one row of CSV, which is what is asked most: as the long way answers it, or None to go that way."""
+        kinds = request.content_type, request.accept
+        accept = self._row_accepts.get(kinds, "")
+        if accept is None:
+            return None
+        if not accept:
+            accept = codecs.choose_accept(request.accept, _OUTPUTS, self._default_accept)
+            is_csv = codecs.decoder_for(request.content_type, _INPUTS) == CSV
+            if len(self._row_accepts) < _MAX_REMEMBERED:
+                self._row_accepts[kinds] = accept if is_csv and accept in (CSV, JSON) else None
+            return None
+        value = self._predictors[0].predict_row(list(map(float, request.body.split(b","))))
+        if value is None or not math.isfinite(value):
+            return None
+        if accept == JSON:
+            return Response(b"[%b]" % repr(value).encode(), JSON)
+        return Response(repr(value).encode(), CSV)
 
     def _decode(self, request: Request) -> Matrix:
         content_type = codecs.decoder_for(request.content_type, _INPUTS)

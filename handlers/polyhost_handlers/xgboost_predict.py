@@ -11,6 +11,8 @@ import ctypes
 import functools
 import json
 import math
+import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,9 @@ class Predictor:
     def __init__(self, booster: Any) -> None:
         self._booster = booster
         self._rounds = _rounds_of(booster)
+
+    def predict_row(self, values: list[float]) -> float | None:  # noqa: ARG002 - for those that can do better
+        return None
 
     def predict(self, rows: Any) -> np.ndarray[Any, Any]:
         """`rows`: shape (rows, features), dense or csr. The answer: (rows,) or (rows, classes), float32."""
@@ -78,6 +83,27 @@ class TreePredictor(Predictor):
         """Room for a row, and its address as XGBoost reads it."""
         row = np.empty((1, self._booster.num_features()), np.float32)
         return row, _interface_of(row)
+
+    @functools.cached_property
+    def _ask_one_row(self) -> Callable[[], int]:
+        _, interface = self._one_row
+        arguments = (self._handle, interface, self._config, self._matrix.handle, *self._answer)
+        return functools.partial(self._call, *arguments)
+
+    @functools.cached_property
+    def _pack_row(self) -> Callable[..., None]:
+        row, _ = self._one_row
+        return functools.partial(struct.Struct(f"={row.size}f").pack_into, row.data, 0)
+
+    def predict_row(self, values: list[float]) -> float | None:
+        """The one number that answers a row; None where it is not that simple, and `predict` will say why."""
+        try:
+            self._pack_row(*values)
+        except (struct.error, OverflowError):  # more or fewer features, or one beyond float32
+            return None
+        if math.inf in values or -math.inf in values or self._ask_one_row() or self._dimensions.value != 1:
+            return None
+        return float(ctypes.c_float.from_address(self._result.value or 0).value) if self._shape[0] == 1 else None
 
     def predict(self, rows: Any) -> np.ndarray[Any, Any]:
         if not isinstance(rows, np.ndarray):
