@@ -17,7 +17,7 @@ from support.obedient import ANSWER, SLEEP, write_obedient, write_obedient_scrip
 from support.tree import living, template_of, wait_until_gone
 
 WHO = f"{ANSWER},0"
-ROW = "1998,2150,3,2.5,0.4,2,-122.3,47.6"
+ROW = "1998,2150,3,2.5,0.4,2,y,n"
 
 
 def test_a_killed_template_leaves_the_workers_serving(
