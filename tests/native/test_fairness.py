@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from native.conftest import Fleet
 from support.obedient import ANSWER, COMPUTE, SLEEP, write_obedient, write_obedient_script
 from support.server import Answer
 from support.traffic import Traffic, percentile
+
+from native.conftest import Fleet
 
 # One that waits for its neighbour waits two seconds; the bounds leave room for a busy machine.
 SLOW_SECS = 2

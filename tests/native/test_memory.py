@@ -6,10 +6,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from native.conftest import HOUSE, Fleet, StartServer
 from support.obedient import ANSWER, write_obedient, write_obedient_script
 from support.server import Server
 from support.tree import pss_bytes, wait_until, workers_of
+
+from native.conftest import HOUSE, Fleet, StartServer
 
 MIB = 1024**2
 KIB = 1024

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from conftest import SAMPLES
-from native.conftest import HOUSE, Fleet, StartServer
+from conftest import MODELS, SAMPLES
 from support.obedient import ANSWER, SLEEP, write_obedient, write_obedient_script
 from support.tree import living, template_of, wait_until_gone
+
+from native.conftest import HOUSE, Fleet, StartServer
 
 WHO = f"{ANSWER},0"
 ROW = "1998,2150,3,2.5,0.4,2,y,n"
@@ -57,12 +61,20 @@ def test_a_killed_front_leaves_no_process(start_fleet: Callable[..., Fleet], tmp
     fleet = start_fleet()
     for number in range(3):
         assert fleet.server.load(f"script-{number}", write_obedient_script(tmp_path / f"{number}")).status == 200
+    busy = threading.Thread(target=lambda: ask_in_vain(fleet, f"{SLEEP},600"))
+    busy.start()
     processes = living(fleet.server)
     assert len(processes) >= 5
     with fleet.traffic(max_secs=5):
         os.kill(fleet.server.process.pid, signal.SIGKILL)
         wait_until_gone(processes)
     assert fleet.server.process.wait() == -signal.SIGKILL
+    busy.join(5)
+
+
+def ask_in_vain(fleet: Fleet, body: str) -> None:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        fleet.server.invoke("script-0", body)
 
 
 @pytest.mark.mxnet
@@ -216,6 +228,8 @@ def test_shared_puts_scripts_together_too(start: StartServer, tmp_path: Path) ->
         answer = server.load(f"code-{number}", write_obedient_script(tmp_path / f"code-{number}"))
         assert answer.status == 200, answer.text
     assert server.load("data", write_obedient(tmp_path / "data")).status == 200
+    assert server.load("mms", MODELS / "noop-v1.0").status == 200
+    assert server.invoke("mms").text == "OK"
     pids = {server.invoke(f"code-{number}", WHO).text for number in range(6)}
 
     assert len(pids) <= len(os.sched_getaffinity(0))
@@ -223,17 +237,6 @@ def test_shared_puts_scripts_together_too(start: StartServer, tmp_path: Path) ->
         assert server.unload(f"code-{number}").status == 200
     assert server.invoke("data", WHO).status == 200
     assert pids <= {str(process.pid) for process in living(server)}
-
-
-def test_shared_serves_archives_in_mmss_style(start: StartServer, tmp_path: Path) -> None:
-    """
-    --isolation shared, for a module with a function `handle` and a manifest.
-    """
-    server = start("--isolation", "shared")
-    archive = write_archive(tmp_path / "ada", "mms")
-    answer = server.load("ada", archive)
-    assert answer.status == 200, answer.text
-    assert server.invoke("ada").json()[0] == ["ada"] * 6
 
 
 def test_a_models_own_processes_end_with_it(fleet: Fleet, tmp_path: Path) -> None:
@@ -255,14 +258,3 @@ def test_a_models_own_processes_end_with_it(fleet: Fleet, tmp_path: Path) -> Non
     finally:
         if child.is_running():
             child.kill()
-
-
-def test_a_worker_that_sleeps_ends_with_its_server(start: StartServer, tmp_path: Path) -> None:
-    """
-    kill -9 of the front while a handler is in the middle of a call.
-    """
-    server = start()
-    assert server.load("sleeps", write_obedient_script(tmp_path / "sleeps", (SLEEP, 0))).status == 200
-    pid = int(server.invoke("sleeps", WHO).text)
-    os.kill(server.process.pid, signal.SIGKILL)
-    wait_until_gone([psutil.Process(pid)] if psutil.pid_exists(pid) else [])

@@ -67,7 +67,7 @@ class Traffic:
         self.pings: list[Sample] = []
         self.errors: list[str] = []
 
-    def __enter__(self) -> Traffic:
+    def __enter__(self) -> Traffic:  # noqa: PYI034 - Self came with Python 3.11
         self._deadline = time.monotonic() + self._max_secs
         self._thread.start()
         self.wait_for_answers(len(self._expected))
@@ -113,7 +113,7 @@ class Traffic:
     async def _run(self) -> None:
         clients = [asyncio.create_task(self._ask_models(number)) for number in range(self._connections)]
         clients.append(asyncio.create_task(self._ask_ping()))
-        while not self._may_stop():
+        while not self._may_stop():  # noqa: ASYNC110 - told by another thread
             await asyncio.sleep(0.01)
         _, late = await asyncio.wait(clients, timeout=ANSWER_SECS)
         for client in late:
