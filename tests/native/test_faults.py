@@ -96,6 +96,30 @@ def test_workers_killed_again_and_again(fleet: Fleet, tmp_path: Path) -> None:
     assert max(traffic.latencies) < 1
 
 
+def test_workers_that_are_dead_before_the_front_knows(start_fleet: Callable[..., Fleet]) -> None:
+    """
+    Requests that come in the very moment in which the workers die: they are answered, and the front lives on.
+    """
+    server = start_fleet().server
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for number in range(20):
+            client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+            stack.callback(client.close)
+            client.request("POST", f"/models/house-{number}/invoke", HOUSE, {"Content-Type": "text/csv"})
+            assert client.getresponse().read()
+            clients.append(client)
+        victims = workers_of(server)
+        server.process.send(signal.SIGSTOP)  # so that it finds the requests and the deaths at once
+        for number, client in enumerate(clients):
+            if number == 10:
+                for victim in victims:
+                    victim.kill()
+            client.request("POST", f"/models/house-{number}/invoke", HOUSE, {"Content-Type": "text/csv"})
+        server.process.send(signal.SIGCONT)
+        assert [client.getresponse().status for client in clients] == [200] * 20
+
+
 def test_a_poisonous_request_kills_twice_at_most(fleet: Fleet, tmp_path: Path) -> None:
     """
     Once beside its neighbours, once alone; they are answered, and so is the model's next good request.

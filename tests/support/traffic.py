@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import math
 import threading
@@ -129,21 +130,21 @@ class Traffic:
         # Each connection begins elsewhere, so that they do not go round in step.
         first = number * len(names) // self._connections
         client = _Client(self._port)
-        for name in itertools.cycle(names[first:] + names[:first]):
-            if self._may_stop():
-                break
-            request = _request("POST", f"/models/{quote(name, safe='')}/invoke", self._body)
-            await self._ask(client, name, request, self.answers)
-            await asyncio.sleep(self._pause_secs)
-        client.close()
+        with contextlib.closing(client):
+            for name in itertools.cycle(names[first:] + names[:first]):
+                if self._may_stop():
+                    break
+                request = _request("POST", f"/models/{quote(name, safe='')}/invoke", self._body)
+                await self._ask(client, name, request, self.answers)
+                await asyncio.sleep(self._pause_secs)
 
     async def _ask_ping(self) -> None:
         client = _Client(self._port)
         request = _request("GET", "/ping", b"")
-        while not self._may_stop():
-            await self._ask(client, "", request, self.pings)
-            await asyncio.sleep(0.01)
-        client.close()
+        with contextlib.closing(client):
+            while not self._may_stop():
+                await self._ask(client, "", request, self.pings)
+                await asyncio.sleep(0.01)
 
     async def _ask(self, client: _Client, name: str, request: bytes, to: list[Sample]) -> None:
         started = time.monotonic()
