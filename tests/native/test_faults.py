@@ -116,6 +116,7 @@ def test_workers_that_are_dead_before_the_front_knows(start_fleet: Callable[...,
                 for victim in victims:
                     victim.kill()
             client.request("POST", f"/models/house-{number}/invoke", HOUSE, {"Content-Type": "text/csv"})
+        wait_until(lambda: all(one.status() == psutil.STATUS_ZOMBIE for one in victims), 5, "the workers are dead")
         server.process.send(signal.SIGCONT)
         assert [client.getresponse().status for client in clients] == [200] * 20
 
