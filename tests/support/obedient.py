@@ -78,7 +78,7 @@ def journal_of(folder: Path) -> Path:
 
 
 # The same for archives that bring their own code, and so get a process of their own.
-SCRIPT = '''
+SCRIPT = """
 import os
 from support.obedient import obey
 
@@ -90,7 +90,7 @@ def transform_fn(model, body, content_type, accept):
     order, secs = body.split(",")
     obey(int(order), float(secs))
     return str(os.getpid()), "text/plain"
-'''
+"""
 
 
 def write_obedient_script(folder: Path, at_load: tuple[int, float] = (ANSWER, 0)) -> Path:
