@@ -22,11 +22,12 @@ def memory_usage(server: Server, name: str) -> int:
     return int(worker["memoryUsage"])
 
 
-def test_a_models_memory_is_shown(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_models_memory_is_shown(fleet: Fleet, tmp_path: Path, house_folders: list[Path]) -> None:
     """
     Its own bytes: tens of kilobytes for a small one, those of its data for a big one, not the framework's.
     """
-    small = memory_usage(fleet.server, "house-0")
+    with fleet.server.loaded("small", house_folders[0]):
+        small = memory_usage(fleet.server, "small")
     with fleet.server.loaded("big", write_obedient(tmp_path / "big", ballast_bytes=50 * MIB)):
         big = memory_usage(fleet.server, "big")
     with fleet.server.loaded("script", write_obedient_script(tmp_path / "script")) as invoke:

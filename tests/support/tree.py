@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import psutil
+
 from support.server import Server
 
 T = TypeVar("T")
