@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from support.server import Answer, Server
+from support.server import Answer, Server, request
 from support.traffic import Traffic
 
 HOUSE = b"1998,2150,3,2.5,0.4,2"
@@ -50,13 +50,20 @@ def house_folders(samples_folder: Path) -> list[Path]:
     return sorted(file.parent for file in samples_folder.glob("*/xgboost-model"))
 
 
+class NativeServer(Server):
+    def request(self, method: str, target: str, body: bytes | str | None = None, **headers: str) -> Answer:
+        """Nothing here takes long: a server that hangs fails its test soon, and those that clean up after it."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return request(self.port, method, target, body, named, timeout=20)
+
+
 StartServer = Callable[..., Server]
 
 
 def start_native(*arguments: str, environ: Mapping[str, str] | None = None) -> Server:
     path = ":".join(str(ROOT / folder) for folder in ("container", "handlers", "tests"))
     told = {"SAGEMAKER_MULTI_MODEL": "true", "PYTHONPATH": path, **(environ or {})}
-    return Server("native", arguments, told)
+    return NativeServer("native", arguments, told)
 
 
 @pytest.fixture
