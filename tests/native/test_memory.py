@@ -9,7 +9,7 @@ from pathlib import Path
 
 from support.obedient import ANSWER, write_obedient, write_obedient_script
 from support.server import Server
-from support.tree import living, pss_bytes, wait_until, workers_of
+from support.tree import pss_by_process, pss_bytes, wait_until, workers_of
 
 from native.conftest import HOUSE, Fleet, StartServer
 
@@ -58,8 +58,8 @@ def wait_until_back(server: Server, before: int) -> None:
     """Until the PSS is within 10 % + 20 MB of what it was."""
     with contextlib.suppress(AssertionError):
         wait_until(lambda: pss_bytes(server) <= before * 1.1 + 20 * MIB, 15, "the memory is back")
-    by_process = [(process.pid, process.memory_full_info().pss // MIB) for process in living(server)]
-    assert pss_bytes(server) <= before * 1.1 + 20 * MIB, f"{before // MIB} MiB before; now {by_process}"
+    now = pss_by_process(server)
+    assert sum(now.values()) <= before * 1.1 + 20 * MIB, f"{before} bytes before, now by process {now}"
 
 
 def load_many(server: Server, folders: list[Path]) -> None:
