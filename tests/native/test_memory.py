@@ -1,0 +1,115 @@
+"""Memory: what a model costs, and that it is given back."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from support.obedient import ANSWER, write_obedient, write_obedient_script
+from support.server import Server
+from support.tree import pss_by_process, pss_bytes, wait_until, workers_of
+
+from native.conftest import HOUSE, Fleet, StartServer
+
+MIB = 1024**2
+KIB = 1024
+MANY = 1000
+
+
+def memory_usage(server: Server, name: str) -> int:
+    (worker,) = server.request("GET", f"/models/{name}").json()["workers"]
+    return int(worker["memoryUsage"])
+
+
+def test_a_models_memory_is_shown(fleet: Fleet, tmp_path: Path, house_folders: list[Path]) -> None:
+    """
+    Its own bytes: tens of kilobytes for a small one, those of its data for a big one, not the framework's.
+    """
+    with fleet.server.loaded("small", house_folders[0]):
+        small = memory_usage(fleet.server, "small")
+    with fleet.server.loaded("big", write_obedient(tmp_path / "big", ballast_bytes=50 * MIB)):
+        big = memory_usage(fleet.server, "big")
+    with fleet.server.loaded("script", write_obedient_script(tmp_path / "script")) as invoke:
+        assert invoke(f"{ANSWER},0").status == 200
+        script = memory_usage(fleet.server, "script")
+    assert 10 * KIB < small < 2 * MIB
+    assert 45 * MIB < big < 110 * MIB
+    # A process of its own costs a few megabytes; what it shares with the one it was forked from is not its own.
+    assert 1 * MIB < script < 30 * MIB
+
+
+def test_a_models_memory_is_shown_after_others_have_left(fleet: Fleet, house_folders: list[Path]) -> None:
+    """
+    A load that fills the room of unloaded models shows no growth of its process; it costs something all the same.
+    """
+    names = [f"guest-{number}" for number in range(20)]
+    for _ in range(2):
+        for name in names:
+            assert fleet.server.load(name, house_folders[0]).status == 200
+        shown = [memory_usage(fleet.server, name) for name in names]
+        for name in names:
+            fleet.server.unload(name)
+    assert all(10 * KIB < usage < 2 * MIB for usage in shown), shown
+
+
+def wait_until_back(server: Server, before: int) -> None:
+    """Until the PSS is within 10 % + 20 MB of what it was."""
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: pss_bytes(server) <= before * 1.1 + 20 * MIB, 15, "the memory is back")
+    now = pss_by_process(server)
+    assert sum(now.values()) <= before * 1.1 + 20 * MIB, f"{before} bytes before, now by process {now}"
+
+
+def load_many(server: Server, folders: list[Path]) -> None:
+    def load(number: int) -> int:
+        answer = server.load(f"many-{number}", folders[number % len(folders)])
+        return answer.status if server.invoke(f"many-{number}", HOUSE).status == 200 else 0
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(load, range(MANY))) == {200}
+
+
+def unload_many(server: Server) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        statuses = pool.map(lambda number: server.unload(f"many-{number}").status, range(MANY))
+        assert set(statuses) == {200}
+
+
+def test_a_thousand_models_give_their_memory_back(start: StartServer, house_folders: list[Path]) -> None:
+    """
+    Unloaded and idle, the processes' PSS is back within 10 % + 20 MB. Before that, with all of them loaded, a worker
+    is killed: any of its models answers within a second without being loaded again by anyone.
+    """
+    server = start()
+    expected = {}
+    for folder in house_folders:
+        with server.loaded("first", folder) as invoke:
+            expected[folder] = invoke(HOUSE).body
+    before = pss_bytes(server)
+    load_many(server, house_folders)
+    assert pss_bytes(server) > before + 30 * MIB  # else there is nothing to give back
+
+    workers_of(server)[0].kill()
+    for number in range(0, MANY, 37):
+        begun = time.monotonic()
+        answer = server.invoke(f"many-{number}", HOUSE)
+        assert time.monotonic() - begun < 1
+        assert (answer.status, answer.body) == (200, expected[house_folders[number % len(house_folders)]])
+
+    unload_many(server)
+    assert server.names() == []
+    wait_until_back(server, before)
+
+
+def test_a_big_model_gives_its_memory_back(fleet: Fleet, tmp_path: Path) -> None:
+    """
+    One of 100 MB in a shared worker, by another name each time: the memory does not pile up.
+    """
+    folder = write_obedient(tmp_path / "big", ballast_bytes=100 * MIB)
+    before = pss_bytes(fleet.server)
+    for number in range(5):
+        with fleet.server.loaded(f"big-{number}", folder) as invoke:
+            assert invoke(f"{ANSWER},0").status == 200
+    wait_until_back(fleet.server, before)

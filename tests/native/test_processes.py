@@ -1,0 +1,260 @@
+"""The process tree: who outlives whom, and which models share a process."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import MODELS, SAMPLES
+from support.obedient import ANSWER, SLEEP, write_obedient, write_obedient_script
+from support.tree import living, template_of, wait_until_gone
+
+from native.conftest import HOUSE, Fleet, StartServer
+
+WHO = f"{ANSWER},0"
+ROW = "1998,2150,3,2.5,0.4,2,y,n"
+
+
+def test_a_killed_template_leaves_the_workers_serving(
+    start_fleet: Callable[..., Fleet], tmp_path: Path, together: Callable[..., list[Any]],
+) -> None:  # fmt: skip
+    """
+    Models that are loaded do not notice; the next loads, several at once, get a new template.
+    """
+    fleet = start_fleet()
+    scripts = [write_obedient_script(tmp_path / f"script-{number}") for number in range(4)]
+    template = template_of(fleet.server)
+    with fleet.traffic() as traffic:
+        template.kill()
+        wait_until_gone([template])
+        traffic.wait_for_answers(200)
+        loads = together([lambda path=path: fleet.server.load(path.name, path) for path in scripts])
+        assert [load.status for load in loads] == [200] * 4, [load.text for load in loads]
+        pids = {fleet.server.invoke(path.name, WHO).text for path in scripts}
+        assert len(pids) == 4
+    assert traffic.all_right()
+
+
+def test_a_worker_killed_after_its_template_comes_back(start_fleet: Callable[..., Fleet]) -> None:
+    """
+    Template and all workers killed at once: only the front is left, and every model still answers.
+    """
+    fleet = start_fleet()
+    for process in living(fleet.server):
+        process.kill()
+    assert fleet.answers_of_all() == fleet.answers
+
+
+def test_a_killed_front_leaves_no_process(start_fleet: Callable[..., Fleet], tmp_path: Path) -> None:
+    """
+    kill -9 under load: templates, shared workers, dedicated ones, busy and idle, all end.
+    """
+    fleet = start_fleet()
+    for number in range(3):
+        assert fleet.server.load(f"script-{number}", write_obedient_script(tmp_path / f"{number}")).status == 200
+    busy = threading.Thread(target=lambda: ask_in_vain(fleet, f"{SLEEP},600"))
+    busy.start()
+    processes = living(fleet.server)
+    assert len(processes) >= 5
+    with fleet.traffic(max_secs=5):
+        os.kill(fleet.server.process.pid, signal.SIGKILL)
+        wait_until_gone(processes)
+    assert fleet.server.process.wait() == -signal.SIGKILL
+    busy.join(5)
+
+
+def ask_in_vain(fleet: Fleet, body: str) -> None:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        fleet.server.invoke("script-0", body)
+
+
+@pytest.mark.mxnet
+def test_python_environments_side_by_side(start: StartServer, samples_folder: Path, together: Any) -> None:
+    """
+    A network of MXNet (numpy 1.23) and a pickle of scikit-learn (numpy 2), served by one server at the same time.
+    """
+    server = start()
+    picture = (SAMPLES / "picture.png").read_bytes()
+    calls = [lambda: network(picture, "image/png"), lambda: preprocessor(ROW, "text/csv")]
+    with (
+        server.loaded("network", samples_folder / "squeezenet") as network,
+        server.loaded("preprocessor", samples_folder / "house_preprocessor") as preprocessor,
+    ):
+        answers = together(calls * 4)
+    assert [answer.status for answer in answers] == [200] * 8, [answer.text for answer in answers]
+    assert len({answer.body for answer in answers}) == 2
+
+
+# Archives that bring code
+
+SCRIPT = """
+import json, os
+import utils
+
+calls = 0
+
+def model_fn(model_dir):
+    os.environ["WHO_AM_I"] = utils.name()
+    os.environ.setdefault("FIRST_OF_ALL", utils.name())
+    with open("data/who.txt") as file:  # as under MMS, names are relative to the archive
+        who = file.read()
+    os.chdir("data")
+    return who
+
+def transform_fn(model, body, content_type, accept):
+    global calls
+    calls += 1
+    with open("who.txt") as file:
+        seen = [model, file.read(), utils.name(), utils.state(), os.environ["WHO_AM_I"], os.environ["FIRST_OF_ALL"]]
+    return json.dumps([seen, calls]), "application/json"
+"""
+SERVICE = """
+from inference import model_fn, transform_fn
+
+model = None
+
+def handle(data, context):
+    global model
+    if data is None:
+        model = model_fn(context.system_properties["model_dir"])
+        return None
+    return [transform_fn(model, None, None, None)[0]]
+"""
+UTILS = """
+_state = []
+
+def name():
+    return "{name}"
+
+def state():
+    _state.append("{name}")
+    return ",".join(sorted(set(_state)))
+"""
+
+
+def write_archive(folder: Path, style: str) -> Path:
+    """An archive that knows its own name and looks for traces of others. `style`: of the toolkit, or MMS's."""
+    code = folder if style == "mms" else folder / "code"
+    code.mkdir(parents=True)
+    (folder / "data").mkdir()
+    (folder / "data" / "who.txt").write_text(folder.name)
+    (code / "inference.py").write_text(SCRIPT)
+    (code / "utils.py").write_text(UTILS.format(name=folder.name))
+    if style == "mms":
+        (folder / "service.py").write_text(SERVICE)
+        manifest = {"model": {"modelName": folder.name, "handler": "service:handle"}}
+        (folder / "MAR-INF").mkdir()
+        (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("style", ["script", "mms"])
+def test_archives_with_code_never_see_each_other(fleet: Fleet, tmp_path: Path, style: str, together: Any) -> None:
+    """
+    The same names of modules and files, module globals, the working directory and the environment: each its own.
+    """
+    names = ["ada", "grace", "hedy"]
+    for name in names:
+        assert fleet.server.load(name, write_archive(tmp_path / name, style)).status == 200, fleet.server.process.log
+    try:
+        rounds = [together([lambda name=name: fleet.server.invoke(name) for name in names]) for _ in range(5)]
+    finally:
+        for name in names:
+            fleet.server.unload(name)
+    for number, answers in enumerate(rounds, 1):
+        assert [answer.json() for answer in answers] == [[[name] * 6, number] for name in names]
+
+
+# The three isolations, seen by the process in which a model answers
+
+
+def test_auto_shares_data_and_separates_code(fleet: Fleet, tmp_path: Path) -> None:
+    """
+    Archives of data share a few processes; each that brings code has one of its own, which ends with it.
+    """
+    pids: dict[str, int] = {}
+    for number in range(6):
+        assert fleet.server.load(f"data-{number}", write_obedient(tmp_path / f"data-{number}")).status == 200
+        assert fleet.server.load(f"code-{number}", write_obedient_script(tmp_path / f"code-{number}")).status == 200
+    for name in fleet.server.names():
+        if not name.startswith("house"):
+            answer = fleet.server.invoke(name, WHO)
+            pids[name] = answer.json()[0] if name.startswith("data") else int(answer.text)
+    dedicated = [psutil.Process(pid) for name, pid in pids.items() if name.startswith("code")]
+    for name in pids:
+        assert fleet.server.unload(name).status == 200
+
+    shared = {pid for name, pid in pids.items() if name.startswith("data")}
+    assert len(shared) <= len(os.sched_getaffinity(0))
+    assert len({process.pid for process in dedicated} - shared) == 6
+    wait_until_gone(dedicated, 0)  # the answer to DELETE has waited for it
+
+
+def test_process_gives_every_model_its_own(start: StartServer, tmp_path: Path, house_folders: list[Path]) -> None:
+    """
+    --isolation process, for data too.
+    """
+    server = start("--isolation", "process")
+    for number in range(4):
+        assert server.load(f"data-{number}", write_obedient(tmp_path / f"data-{number}")).status == 200
+    assert server.load("code", write_obedient_script(tmp_path / "code")).status == 200
+    pids = [server.invoke(f"data-{number}", WHO).json()[0] for number in range(4)]
+    pids.append(int(server.invoke("code", WHO).text))
+    assert len(set(pids)) == 5
+
+    before = {process.pid for process in living(server)}
+    assert server.load("house", house_folders[0]).status == 200
+    assert server.invoke("house", HOUSE).status == 200
+    assert len({process.pid for process in living(server)} - before) == 1
+    assert server.unload("house").status == 200
+    assert {process.pid for process in living(server)} == before
+
+
+def test_shared_puts_scripts_together_too(start: StartServer, tmp_path: Path) -> None:
+    """
+    --isolation shared: no process for any model, also for one that brings code.
+    """
+    server = start("--isolation", "shared")
+    for number in range(6):
+        answer = server.load(f"code-{number}", write_obedient_script(tmp_path / f"code-{number}"))
+        assert answer.status == 200, answer.text
+    assert server.load("data", write_obedient(tmp_path / "data")).status == 200
+    assert server.load("mms", MODELS / "noop-v1.0").status == 200
+    assert server.invoke("mms").text == "OK"
+    pids = {server.invoke(f"code-{number}", WHO).text for number in range(6)}
+
+    assert len(pids) <= len(os.sched_getaffinity(0))
+    for number in range(6):
+        assert server.unload(f"code-{number}").status == 200
+    assert server.invoke("data", WHO).status == 200
+    assert pids <= {str(process.pid) for process in living(server)}
+
+
+def test_a_models_own_processes_end_with_it(fleet: Fleet, tmp_path: Path) -> None:
+    """
+    What a handler has started, a pool of processes say, does not outlive its model.
+    """
+    code = tmp_path / "parent" / "code"
+    code.mkdir(parents=True)
+    (code / "inference.py").write_text(
+        "import subprocess\n"
+        "def model_fn(model_dir): return subprocess.Popen(['sleep', '600'])\n"
+        "def transform_fn(model, body, content_type, accept): return str(model.pid), 'text/plain'\n",
+    )
+    assert fleet.server.load("parent", tmp_path / "parent").status == 200
+    child = psutil.Process(int(fleet.server.invoke("parent").text))
+    try:
+        assert fleet.server.unload("parent").status == 200
+        wait_until_gone([child], 5)
+    finally:
+        if child.is_running():
+            child.kill()
