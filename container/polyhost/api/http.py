@@ -134,6 +134,7 @@ class ShortWay(HttpToolsProtocol):
         super().__init__(**uvicorns)
         self._app = app
         self._idle_since = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -149,7 +150,12 @@ class ShortWay(HttpToolsProtocol):
             self.transport.close()
             return
         since = self._idle_since or now
-        self.loop.call_later(since + self.timeout_keep_alive - now, self._close_when_idle)
+        self._idle_timer = self.loop.call_later(since + self.timeout_keep_alive - now, self._close_when_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
 
     def on_message_begin(self) -> None:
         # uvicorn's own prepares a scope for ASGI: later, if this is not short.

@@ -16,7 +16,6 @@ import functools
 import itertools
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -146,7 +145,7 @@ class MmsEngine:
             registration.name or source.manifest_name or registration.url.rstrip("/").rpartition("/")[2].split(".")[0]
         )
         if name in self._models:
-            await asyncio.to_thread(self._discard, source)
+            await asyncio.to_thread(self._inspector.discard, source)
             raise Conflict(f"Model {name} is already registered.")
         inner_name = f"m{next(self._numbers)}"
         # MMS counts in whole seconds.
@@ -227,15 +226,11 @@ class MmsEngine:
         await asyncio.to_thread(self._process.end_workers, model.inner_name)
         for file in (name_file, failure_file):
             file(self._process.book, model.inner_name).unlink(missing_ok=True)
-        await asyncio.to_thread(self._discard, model.source)
+        await asyncio.to_thread(self._inspector.discard, model.source)
 
     async def _unregister(self, model: Model) -> None:
         with contextlib.suppress(ModelNotFound):
             await self._ask("DELETE", f"/models/{model.inner_name}")
-
-    def _discard(self, source: Source) -> None:
-        if source.path.is_relative_to(self._inspector.run_folder):
-            shutil.rmtree(source.path, ignore_errors=True)
 
     async def scale(self, name: str, minimum: int, maximum: int | None, is_synchronous: bool) -> str:
         """After an error the model has the workers that it had."""

@@ -51,9 +51,21 @@ class Inspector:
     model_store: Path = Path("/")
 
     def inspect(self, url: str, asked_handler: str) -> Source:
-        """Raises BadRequest, ModelNotFound, EngineError."""
+        """Whoever gets it discards it. Raises BadRequest, ModelNotFound, EngineError."""
         path = _folder_of(url, self.model_store, self.model_roots, self.run_folder)
-        return _source_of(path, _manifest(path), asked_handler or "", self.default_handler, self.environ)
+        try:
+            return _source_of(path, _manifest(path), asked_handler or "", self.default_handler, self.environ)
+        except BaseException:
+            self._remove_unpacked(path)
+            raise
+
+    def discard(self, source: Source) -> None:
+        """Remove what was unpacked for it."""
+        self._remove_unpacked(source.path)
+
+    def _remove_unpacked(self, path: Path) -> None:
+        if path.is_relative_to(self.run_folder):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _source_of(

@@ -140,6 +140,7 @@ class NativeEngine:
             registration.name or source.manifest_name or registration.url.rstrip("/").rpartition("/")[2].split(".")[0]
         )
         if name in self._models:
+            await asyncio.to_thread(self._inspector.discard, source)
             raise Conflict(f"Model {name} is already registered.")
         model = Model(
             key=next(self._numbers),
@@ -167,6 +168,7 @@ class NativeEngine:
             await self._scale(model, count)
         except BaseException:
             self._forget(model)
+            await asyncio.to_thread(self._inspector.discard, model.source)
             raise
 
     async def unload(self, name: str) -> None:
@@ -174,6 +176,7 @@ class NativeEngine:
         self._forget(model)
         copies, model.copies = model.copies, []
         await asyncio.gather(*(self._remove_copy(model, copy) for copy in copies))
+        await asyncio.to_thread(self._inspector.discard, model.source)
 
     async def scale(self, name: str, minimum: int, maximum: int | None, is_synchronous: bool) -> str:
         model = self._get(name)
@@ -288,7 +291,7 @@ class NativeEngine:
                 try:
                     return await self._load_admitted(model, copy)
                 except WorkerLost:  # before it had begun with this one
-                    continue
+                    await asyncio.sleep(0)  # the loop hears only now of one that died unseen
 
     async def _admit(self, need_bytes: int) -> None:
         """Raises OutOfMemory when a load does not fit now, freed memory given back first."""
@@ -329,6 +332,9 @@ class NativeEngine:
         )  # fmt: skip
         try:
             reply = await worker.order(order, timeout_secs=model.timeout_secs)
+        except asyncio.CancelledError:  # the model was unloaded meanwhile
+            self._workforce.keep(asyncio.create_task(self._undo_load(model, worker)))
+            raise
         except WorkerLost as lost:
             if not lost.was_running:
                 raise
@@ -346,6 +352,15 @@ class NativeEngine:
         copy.grown_bytes = reply.grown_bytes
         copy.started = datetime.now(timezone.utc)
         return worker
+
+    async def _undo_load(self, model: Model, worker: Worker) -> None:
+        worker.models.discard(model.key)
+        if worker.is_dedicated:
+            await self._end(worker)
+            return
+        with contextlib.suppress(WorkerLost):
+            await worker.order(Unload(next(self._numbers), model.key), timeout_secs=model.timeout_secs)
+        worker.needs_trim = True
 
     async def _find_worker(self, model: Model) -> Worker:
         try:
@@ -370,10 +385,13 @@ class NativeEngine:
             return
         worker.models.discard(model.key)
         cost = self._cost_bytes(model)
-        with contextlib.suppress(WorkerLost):
+        is_dedicated = worker.is_dedicated  # a shared one may become another model's meanwhile
+        try:
             # Behind what is asked of it still: a dedicated worker ends when that is answered.
             await worker.order(Unload(next(self._numbers), model.key), timeout_secs=model.timeout_secs)
-        if worker.is_dedicated:
+        except WorkerLost:
+            return
+        if is_dedicated:
             await self._end(worker)
             return
         worker.artifact_bytes -= model.source.artifact_bytes
@@ -407,6 +425,7 @@ class NativeEngine:
                 reply = await worker.order(Predict(next(self._numbers), model.key, items), model.timeout_secs)
             except WorkerLost as error:
                 lost = (worker, error)
+                await asyncio.sleep(0)  # as above
                 continue
             return self.answers_of(model, reply)
 

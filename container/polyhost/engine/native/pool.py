@@ -88,6 +88,8 @@ class Worker(asyncio.Protocol):
         # Estimate of the heap's room that unloaded models left; trimming gives it back to the system.
         self.free_bytes = 0
         self.needs_trim = False
+        # Whether it has ever been of use.
+        self.has_answered = False
         self._watched: Order | None = None
         self._watched_since = 0.0
         self._own_secs = 0.0
@@ -239,6 +241,7 @@ class Worker(asyncio.Protocol):
 
     def _answered(self, reply: FromWorker) -> None:
         order = self.sent.popleft()
+        self.has_answered = True
         if self.waiting:
             self._send(self.waiting.popleft())
         self._measured_bytes = None

@@ -26,7 +26,7 @@ _TICK_SECS = 0.02
 SLOW_CALL_SECS = 0.05
 _IDLE_SECS = 1.0
 _TRIM_TIMEOUT_SECS = 60.0
-# Workers that end one after the other are started again ever more slowly.
+# Where one worker after the other ends before it was of any use, they are started ever more slowly.
 _RECENT_SECS = 10.0
 _FREE_RESTARTS = 3
 _FIRST_DELAY_SECS = 0.1
@@ -163,7 +163,8 @@ class Workforce:
         self._workers.discard(worker)
         if not worker.is_dedicated:
             self._shared[worker.environment].remove(worker)
-            self._ended.setdefault(worker.environment, deque()).append(time.monotonic())
+            if not worker.has_answered:
+                self._ended.setdefault(worker.environment, deque()).append(time.monotonic())
         self._on_lost(worker)
 
     async def complete(self) -> None:
