@@ -29,7 +29,7 @@ from polyhost.limits import Limits, base_folder, is_multi_model
 from polyhost.log import configure, every_line_as_json
 from polyhost.metrics import Metrics
 from polyhost.plan import Plan
-from polyhost.processes import become_subreaper, kill_descendants
+from polyhost.processes import allow_many_files, become_subreaper, kill_descendants
 from polyhost.submit_directory import fetched_submit_directory
 
 logger = logging.getLogger("polyhost")
@@ -62,6 +62,7 @@ def serve_plan(plan: Plan) -> int:
     for host, port in plan.addresses:
         require_free_port(host, port)
     become_subreaper()
+    allow_many_files()
     in_one_form = every_line_as_json() if plan.config.log_format == "json" else contextlib.nullcontext()
     with in_one_form, run_folder() as run:
         try:
