@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import logging
 import os
@@ -43,6 +44,7 @@ MAX_DEATHS = 3
 _DEATHS_SECS = 600.0
 # Of a worker that a slow model has taken for itself: where CPUs are short, quick answers go first.
 _SLOW_NICENESS = 5
+_FIRST_FREEZE = 512  # models
 _UNLOADED = "its model was unloaded"
 _EXPECTED_ENDS = (_UNLOADED, STOPPING)
 
@@ -103,6 +105,7 @@ class NativeEngine:
         self._reserved_bytes = 0
         self._metrics = metrics
         self._models: dict[str, Model] = {}
+        self._next_freeze = _FIRST_FREEZE
         self._numbers = itertools.count(1)
         self._worker_ids = itertools.count(9000)
         self._workforce = Workforce(
@@ -161,6 +164,9 @@ class NativeEngine:
             self._workforce.keep(loading)
             return "Processing worker updates..."
         await asyncio.shield(loading)
+        if len(self._models) >= self._next_freeze:
+            gc.freeze()  # looking through thousands of models for garbage would hold requests up
+            self._next_freeze *= 2
         return "Workers scaled"
 
     async def _load_copies(self, model: Model, count: int) -> None:

@@ -37,6 +37,7 @@ from polyhost.engine.native.models import Model, PlainModel, failure, load_model
 
 logger = logging.getLogger("polyhost.worker")
 
+_FIRST_FREEZE = 512  # models
 _QUICK_SECS = 0.001
 _QUICK_BYTES = 4096
 _LIBC = ctypes.CDLL(None)
@@ -50,6 +51,8 @@ def run(connection: socket.socket, progress: Progress, front_pid: int) -> None:
     _die_with(front_pid)
     # What a handler starts is in our group, and ends with us.
     os.setpgid(0, 0)
+    # Where CPUs are short the front goes first, which feeds us all.
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     # Ctrl-C goes to the whole terminal; the front decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -69,6 +72,7 @@ class Worker:
         self._connection = connection
         self._progress = progress
         self._models: dict[int, Model] = {}
+        self._next_freeze = _FIRST_FREEZE
         # Models whose last call took next to no time, and whose calls may be repeated.
         self._quick: set[int] = set()
 
@@ -124,6 +128,9 @@ class Worker:
                 logger.exception("model %s: not loaded", order.name)
             gc.collect()
             return failure(error, order)
+        if len(self._models) >= self._next_freeze:
+            gc.freeze()  # looking through thousands of models for garbage would hold requests up
+            self._next_freeze *= 2
         return Done(order.id, max(0, private_bytes() - before))
 
     def _unload(self, order: Unload) -> FromWorker:
