@@ -160,6 +160,7 @@ def mms_environ(
     if config.memory_budget is not None:
         told["POLYHOST_MEMORY_BUDGET_BYTES"] = str(config.memory_budget)
     told.setdefault("SAGEMAKER_MODEL_SERVER_VMARGS", _vm_arguments())
+    told.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's reports to its makers, from its import on
     return told
 
 
