@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -77,7 +78,9 @@ class Container:
         return next((process for process in self.processes() if process["command"][0].endswith("java")), None)
 
     def workers_of(self, model: str) -> list[dict[str, Any]]:
-        return [process for process in self.processes() if model in process["command"]]
+        """Of the engine mms: what its MMS calls the model is in the log."""
+        inner_name = re.findall(rf"model {model}: to Multi Model Server it is (\w+)", self.logs())[-1]
+        return [process for process in self.processes() if inner_name in process["command"]]
 
     # Requests
 
