@@ -60,8 +60,11 @@ class Inspector:
             raise
 
     def discard(self, source: Source) -> None:
-        """Remove what was unpacked for it."""
+        """Remove what was unpacked for it. Blocking, as `inspect` is."""
         self._remove_unpacked(source.path)
+
+    def has_unpacked(self, source: Source) -> bool:
+        return source.path.is_relative_to(self.run_folder)
 
     def _remove_unpacked(self, path: Path) -> None:
         if path.is_relative_to(self.run_folder):

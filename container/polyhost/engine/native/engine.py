@@ -84,10 +84,10 @@ class NativeEngine:
         inspector: Inspector,
         environ: Mapping[str, str],
         shared_workers: int,
-        workers_per_model: int = 1,
-        response_timeout_secs: float = 60.0,
-        job_queue_size: int = 100,
-        isolation: str = "auto",
+        workers_per_model: int,
+        response_timeout_secs: float,
+        job_queue_size: int,
+        isolation: str,
         budget_bytes: int | None,
         metrics: Metrics,
     ) -> None:
@@ -143,7 +143,7 @@ class NativeEngine:
             registration.name or source.manifest_name or registration.url.rstrip("/").rpartition("/")[2].split(".")[0]
         )
         if name in self._models:
-            await asyncio.to_thread(self._inspector.discard, source)
+            await self._discard(source)
             raise Conflict(f"Model {name} is already registered.")
         model = Model(
             key=next(self._numbers),
@@ -174,7 +174,7 @@ class NativeEngine:
             await self._scale(model, count)
         except BaseException:
             self._forget(model)
-            await asyncio.to_thread(self._inspector.discard, model.source)
+            await self._discard(model.source)
             raise
 
     async def unload(self, name: str) -> None:
@@ -182,7 +182,7 @@ class NativeEngine:
         self._forget(model)
         copies, model.copies = model.copies, []
         await asyncio.gather(*(self._remove_copy(model, copy) for copy in copies))
-        await asyncio.to_thread(self._inspector.discard, model.source)
+        await self._discard(model.source)
 
     async def scale(self, name: str, minimum: int, maximum: int | None, is_synchronous: bool) -> str:
         model = self._get(name)
@@ -552,6 +552,10 @@ class NativeEngine:
         if name not in self._models:
             raise ModelNotFound(f"Model not found: {name}")
         return self._models[name]
+
+    async def _discard(self, source: Source) -> None:
+        if self._inspector.has_unpacked(source):
+            await asyncio.to_thread(self._inspector.discard, source)
 
     def _forget(self, model: Model) -> None:
         if self._models.get(model.name) is model:

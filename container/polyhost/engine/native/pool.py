@@ -240,6 +240,8 @@ class Worker(asyncio.Protocol):
             self.kill("it sent what is no message")
 
     def _answered(self, reply: FromWorker) -> None:
+        if reply.id != self.sent[0].message.id:
+            raise BrokenFrame("an answer to another order")
         order = self.sent.popleft()
         self.has_answered = True
         if self.waiting:
