@@ -379,7 +379,7 @@ class NativeEngine:
     async def _lost_while_loading(self, model: Model, worker: Worker, lost: WorkerLost) -> EngineError:
         if worker.end_reason.startswith("it did not answer"):
             return EngineError(f"Model {model.name} was not loaded within {model.timeout_secs:g} s.")
-        if await worker.gone == signal.SIGKILL and not worker.end_reason:
+        if await worker.gone() == signal.SIGKILL and not worker.end_reason:
             return OutOfMemory(f"The worker of model {model.name} was killed while it loaded the model: out of memory.")
         return EngineError(f"The worker of model {model.name} ended while it loaded the model: {lost}.")
 
@@ -407,7 +407,7 @@ class NativeEngine:
     async def _end(self, worker: Worker) -> None:
         """End a dedicated worker and wait until its process is gone: DELETE answers only then."""
         worker.kill(_UNLOADED)
-        await worker.gone
+        await worker.gone()
 
     # Predicting
 

@@ -94,8 +94,7 @@ class Worker(asyncio.Protocol):
         self._watched_since = 0.0
         self._own_secs = 0.0
         self._seen = (0.0, 0.0)
-        # Done when the process has ended and is buried, with the signal that ended it or 0: its memory is back.
-        self.gone: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._gone: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._on_lost = on_lost
         self._deframer = Deframer(FromWorker)
         self._transport: asyncio.Transport | None = None
@@ -204,7 +203,7 @@ class Worker(asyncio.Protocol):
         try:
             process = os.pidfd_open(self.pid)
         except ProcessLookupError:
-            self.gone.set_result(0)
+            self._gone.set_result(0)
         else:
             asyncio.get_running_loop().add_reader(process, self._bury, process)
 
@@ -220,7 +219,7 @@ class Worker(asyncio.Protocol):
         with contextlib.suppress(ChildProcessError):
             _, status = os.waitpid(self.pid, os.WNOHANG)
         self._bury_group()
-        self.gone.set_result(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
+        self._gone.set_result(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
 
     def _bury_group(self) -> None:
         """As orphans they are our children."""
@@ -260,6 +259,12 @@ class Worker(asyncio.Protocol):
         for order in orders:
             if not order.reply.done():
                 order.reply.set_exception(WorkerLost(order is running, reason))
+
+    async def gone(self) -> int:
+        """
+        Returns when the process has ended and is buried, its memory is back: the signal that ended it, or 0.
+        """
+        return await asyncio.shield(self._gone)  # one who waits no longer must not end it for the others
 
     def kill(self, reason: str) -> None:
         self.end_reason = self.end_reason or reason

@@ -93,7 +93,7 @@ class Workforce:
         workers = list(self._workers)
         for worker in workers:
             worker.kill(STOPPING)
-        await asyncio.gather(*(worker.gone for worker in workers))
+        await asyncio.gather(*(worker.gone() for worker in workers))
         for template in self._templates.values():
             await template.stop()
 
