@@ -7,6 +7,7 @@ before a worker's interpreter is chosen.
 
 from __future__ import annotations
 
+import os
 import pickletools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +67,28 @@ def kind_named(name: str) -> Kind | None:
 
 def files_of(model_dir: Path) -> list[Path]:
     """The archive's own files at its top, hidden ones left out, sorted by name."""
-    return sorted(path for path in model_dir.iterdir() if path.is_file() and not path.name.startswith((".", "_")))
+    with os.scandir(model_dir) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith((".", "_")) and _is_file(entry)]
+    return [model_dir / name for name in sorted(names)]
+
+
+def folder_bytes(folder: str | Path) -> int:
+    """What the files of a folder and of those below it hold; linked files count, linked folders do not."""
+    size_bytes = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                size_bytes += folder_bytes(entry.path)
+            elif _is_file(entry):
+                size_bytes += entry.stat().st_size
+    return size_bytes
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def script_of(model_dir: Path, environ: Mapping[str, str]) -> Path | None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from polyhost_handlers.artifacts import folder_bytes
 from polyhost_handlers.errors import (
     BadInput,
     HandlerError,
@@ -150,10 +151,6 @@ def _guard(source: ModelSource, kind: str) -> Iterator[None]:
 
     with Guard.from_environ(source.environ).admit(kind, folder_bytes(source.model_dir)):
         yield
-
-
-def folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _source_of(context: Any) -> ModelSource:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from polyhost_handlers import codecs
-from polyhost_handlers.artifacts import boosters_in, files_of
+from polyhost_handlers.artifacts import files_of, is_booster
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
 from polyhost_handlers.codecs import CSV, JSON, JSONLINES, LIBSVM, NPY, RECORDIO, Matrix
 from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed, Unparseable, is_out_of_memory, sentence_of
@@ -161,8 +161,8 @@ class _Unparseable415(HandlerError):
 
 def _booster_files(model_dir: Path) -> list[Path]:
     named = model_dir / "xgboost-model"
-    found = boosters_in(model_dir) or ([named] if named.is_file() else [])
     files = files_of(model_dir)
+    found = [path for path in files if is_booster(path)] or ([named] if named in files else [])
     if not found and len(files) == 1:
         found = files  # let XGBoost itself say what is wrong with it
     if not found:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from mms.service import Service
-from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point, folder_bytes
+from polyhost_handlers.artifacts import folder_bytes
+from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
 from polyhost_handlers.errors import BadInput, LoadFailed, NoContent
 
 from handlers.calling import Model, Part

@@ -5,6 +5,7 @@ What a load names: a folder, a `.mar` or a tar, looked at before a worker is cho
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import zipfile
@@ -13,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyhost_handlers.artifacts import kind_named, recognise
-from polyhost_handlers.base import folder_bytes
+from polyhost_handlers.artifacts import folder_bytes, kind_named, recognise
 from polyhost_handlers.errors import LoadFailed
 
 from polyhost.archives import unpack
@@ -104,10 +104,10 @@ def _folder_of(url: str, store: Path, roots: tuple[Path, ...], run_folder: Path)
         raise BadRequest(f"Model url is not under a model root: {url}")
     if ".." in url:
         raise ModelNotFound(f"Relative path is not allowed in url: {url}")
-    path = (store / url).resolve()
+    path = Path(os.path.realpath(store / url))
     if not path.exists():
         raise ModelNotFound(f"Model not found in model store: {url}")
-    if not any(path.is_relative_to(root.resolve()) for root in roots):
+    if not any(path.is_relative_to(os.path.realpath(root)) for root in roots):
         raise BadRequest(f"Model url is not under a model root: {url}")
     return path if path.is_dir() else _unpacked(path, run_folder)
 
@@ -138,7 +138,9 @@ def _unzip(archive: Path, to: Path) -> None:
 def _manifest(path: Path) -> dict[str, Any]:
     file = path / "MAR-INF" / "MANIFEST.json"
     try:
-        document = json.loads(file.read_bytes()) if file.is_file() else {}
+        document = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):  # most models have none
+        return {}
     except ValueError as error:
         raise EngineError(f"Unable to load model: MAR-INF/MANIFEST.json is not JSON: {error}") from error
     return document if isinstance(document, dict) else {}
