@@ -140,7 +140,9 @@ class MmsEngine:
         return "Workers scaled" if workers else f'Model "{model.name}" registered'
 
     async def _new_model(self, registration: Registration) -> Model:
-        source = await asyncio.to_thread(self._inspector.inspect, registration.url, registration.handler)
+        source = await asyncio.to_thread(
+            self._inspector.inspect, registration.url, registration.handler, registration.environ
+        )
         name = (
             registration.name or source.manifest_name or registration.url.rstrip("/").rpartition("/")[2].split(".")[0]
         )
@@ -283,6 +285,12 @@ class MmsEngine:
 
     def url_of(self, name: str) -> str:
         return self._models[name].registration.url
+
+    async def prepare(self, environ: tuple[tuple[str, str], ...]) -> None:
+        pass  # MMS starts a worker when it loads, with the variables that the server was started with
+
+    async def forget(self, environ: tuple[tuple[str, str], ...]) -> None:
+        pass
 
     async def describe(self, name: str) -> dict[str, Any]:
         """As MMS describes a model, under the client's name and url."""

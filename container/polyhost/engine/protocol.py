@@ -32,6 +32,8 @@ class Registration:
     preload_model: bool = False
     # Loaded with the server, by no client's request.
     is_startup: bool = False
+    # Variables that its workers see besides the server's own.
+    environ: tuple[tuple[str, str], ...] = ()
 
 
 class Item(msgspec.Struct, frozen=True, array_like=True):
@@ -95,6 +97,12 @@ class Engine(Protocol):
         """Of what is registered, sorted."""
 
     def url_of(self, name: str) -> str: ...
+
+    async def prepare(self, environ: tuple[tuple[str, str], ...]) -> None:
+        """Models with these variables will be loaded: what can be started before is."""
+
+    async def forget(self, environ: tuple[tuple[str, str], ...]) -> None:
+        """No more of them will be: nothing is kept running for them. All are unloaded."""
 
     async def describe(self, name: str) -> dict[str, Any]:
         """As MMS describes a model: keys in its order, what is unknown left out."""

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,16 @@ class Inspector:
     # What urls that are no absolute paths are relative to.
     model_store: Path = Path("/")
 
-    def inspect(self, url: str, asked_handler: str) -> Source:
-        """Whoever gets it discards it. Raises BadRequest, ModelNotFound, EngineError."""
+    def inspect(self, url: str, asked_handler: str, environ: Sequence[tuple[str, str]] = ()) -> Source:
+        """
+        Whoever gets it discards it. `environ`: besides the server's own.
+
+        Raises BadRequest, ModelNotFound, EngineError.
+        """
+        told = {**self.environ, **dict(environ)} if environ else self.environ
         path = _folder_of(url, self.model_store, self.model_roots, self.run_folder)
         try:
-            return _source_of(path, _manifest(path), asked_handler or "", self.default_handler, self.environ)
+            return _source_of(path, _manifest(path), asked_handler or "", self.default_handler, told)
         except BaseException:
             self._remove_unpacked(path)
             raise

@@ -30,8 +30,8 @@ from polyhost.engine.errors import (
     Unavailable,
 )
 from polyhost.engine.native.messages import Answered, Done, Failed, FromWorker, Keep, Load, Predict, Unload
-from polyhost.engine.native.pool import DEDICATED_BYTES, Order, Worker, WorkerLost, ignore_result
-from polyhost.engine.native.workforce import STOPPING, Workforce
+from polyhost.engine.native.pool import DEDICATED_BYTES, Environment, Order, Worker, WorkerLost, ignore_result
+from polyhost.engine.native.workforce import FORGOTTEN, STOPPING, Workforce
 from polyhost.engine.protocol import Answer, Item, Registration
 from polyhost.engine.source import Inspector, Source
 from polyhost.memory import DEFAULT_SHARE, fits, memory_limit_bytes, mib, private_bytes
@@ -46,7 +46,7 @@ _DEATHS_SECS = 600.0
 _SLOW_NICENESS = 5
 _FIRST_FREEZE = 512  # models
 _UNLOADED = "its model was unloaded"
-_EXPECTED_ENDS = (_UNLOADED, STOPPING)
+_EXPECTED_ENDS = (_UNLOADED, STOPPING, FORGOTTEN)
 
 
 @dataclass(eq=False)
@@ -75,6 +75,10 @@ class Model:
     max_workers: int = 0
     batch: list[tuple[Item, asyncio.Future[Answer]]] = field(default_factory=list)
     batch_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def environment(self) -> Environment:
+        return Environment(self.source.environment, self.registration.environ)
 
 
 class NativeEngine:
@@ -138,7 +142,9 @@ class NativeEngine:
             raise
 
     async def _load(self, registration: Registration) -> str:
-        source = await asyncio.to_thread(self._inspector.inspect, registration.url, registration.handler)
+        source = await asyncio.to_thread(
+            self._inspector.inspect, registration.url, registration.handler, registration.environ
+        )
         name = (
             registration.name or source.manifest_name or registration.url.rstrip("/").rpartition("/")[2].split(".")[0]
         )
@@ -230,6 +236,12 @@ class NativeEngine:
 
     def url_of(self, name: str) -> str:
         return self._models[name].registration.url
+
+    async def prepare(self, environ: tuple[tuple[str, str], ...]) -> None:
+        await self._workforce.fill(Environment("", environ))
+
+    async def forget(self, environ: tuple[tuple[str, str], ...]) -> None:
+        await self._workforce.forget(environ)
 
     async def describe(self, name: str) -> dict[str, Any]:
         model = self._get(name)
@@ -371,8 +383,8 @@ class NativeEngine:
     async def _find_worker(self, model: Model) -> Worker:
         try:
             if model.is_dedicated:
-                return await self._workforce.dedicated(model.source.environment, model.key)
-            return await self._workforce.shared(model.source.environment, model.key)
+                return await self._workforce.dedicated(model.environment, model.key)
+            return await self._workforce.shared(model.environment, model.key)
         except (OSError, EOFError) as error:
             raise OutOfMemory(f"No process can be started for model {model.name}: {error}.") from error
 

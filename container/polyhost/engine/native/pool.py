@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from polyhost.engine.native.framing import BrokenFrame, Deframer, Progress, frame
 from polyhost.engine.native.messages import FromWorker, ToWorker
@@ -28,6 +28,13 @@ _BURY_AGAIN_SECS = 0.1
 # What a forked worker makes its own of the memory that it shares with its template, before its model.
 DEDICATED_BYTES = 5 * 1024**2
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Environment(NamedTuple):
+    """What a template gives its workers: a Python environment, "" for the server's own, and further variables."""
+
+    python: str = ""
+    variables: tuple[tuple[str, str], ...] = ()
 
 
 class WorkerLost(Exception):
@@ -71,7 +78,7 @@ class Worker(asyncio.Protocol):
         self,
         pid: int,
         progress: Progress,
-        environment: str,
+        environment: Environment,
         *,
         is_dedicated: bool,
         on_lost: Callable[[Worker], None],
@@ -273,10 +280,9 @@ class Worker(asyncio.Protocol):
 
 
 class Template:
-    """The process of one Python environment that forks its workers."""
+    """The process of one environment that forks its workers."""
 
-    def __init__(self, environment: str, python: str, modules: tuple[str, ...], environ: Mapping[str, str]) -> None:
-        self.environment = environment
+    def __init__(self, python: str, modules: tuple[str, ...], environ: Mapping[str, str]) -> None:
         self._command = [python, "-m", "polyhost.engine.native.template"]
         self._modules = modules
         self._environ = dict(environ)

@@ -1,5 +1,5 @@
 """
-Who there is to work: templates by Python environment, the shared workers, the dedicated ones, and their memory.
+Who there is to work: templates by environment, the shared workers, the dedicated ones, and their memory.
 
 The engine asks for a worker and is told when one is lost or held up; it alone knows which model is where.
 """
@@ -10,13 +10,14 @@ import asyncio
 import itertools
 import logging
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from polyhost.engine.native.messages import Trim
-from polyhost.engine.native.pool import Template, Worker, WorkerLost, ignore_result, interpreter_of
+from polyhost.engine.native.pool import Environment, Template, Worker, WorkerLost, ignore_result, interpreter_of
 from polyhost.memory import private_bytes
 
 logger = logging.getLogger("polyhost.engine")
@@ -32,6 +33,7 @@ _FREE_RESTARTS = 3
 _FIRST_DELAY_SECS = 0.1
 _MAX_DELAY_SECS = 5.0
 STOPPING = "the server stops"
+FORGOTTEN = "its container is gone"
 _MODULES = (
     "numpy",
     "scipy.sparse",
@@ -73,17 +75,17 @@ class Workforce:
         self._shared_count = shared_count
         self._on_lost = on_lost
         self._on_held_up = on_held_up
-        self._templates: dict[str, Template] = {}
-        self._shared: dict[str, list[Worker]] = {}
-        self._starting: dict[str, asyncio.Lock] = {}
-        self._ended: dict[str, deque[float]] = {}
+        self._templates: dict[Environment, Template] = {}
+        self._shared: dict[Environment, list[Worker]] = {}
+        self._starting: dict[Environment, asyncio.Lock] = {}
+        self._ended: dict[Environment, deque[float]] = {}
         self._workers: set[Worker] = set()
         self._numbers = numbers
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
-        self._template_of("")
-        self.keep(asyncio.create_task(self._fill("")))
+        self._template_of(Environment())
+        self.keep(asyncio.create_task(self.fill(Environment())))
         self.keep(asyncio.create_task(self._watch()))
 
     async def stop(self) -> None:
@@ -105,7 +107,7 @@ class Workforce:
 
     # Workers
 
-    async def shared(self, environment: str, model: int) -> Worker:
+    async def shared(self, environment: Environment, model: int) -> Worker:
         """
         The shared worker with the fewest models, one that does not hold `model` yet if there is one.
 
@@ -113,13 +115,13 @@ class Workforce:
         """
         shared = self._shared.setdefault(environment, [])
         if not shared or not self._delay_secs(environment):
-            await self._fill(environment)
+            await self.fill(environment)
         free = [worker for worker in shared if model not in worker.models] or shared
         chosen = min(free, key=lambda worker: len(worker.models) + worker.load)
         chosen.models.add(model)
         return chosen
 
-    async def dedicated(self, environment: str, model: int) -> Worker:
+    async def dedicated(self, environment: Environment, model: int) -> Worker:
         worker = await self._fork(environment, is_dedicated=True)
         worker.models.add(model)
         return worker
@@ -128,9 +130,20 @@ class Workforce:
         """A shared worker is one model's own from now on."""
         worker.is_dedicated = True
         self._shared[worker.environment].remove(worker)
-        self.keep(asyncio.create_task(self._fill(worker.environment)))
+        self.keep(asyncio.create_task(self.fill(worker.environment)))
 
-    async def _fill(self, environment: str) -> None:
+    async def forget(self, variables: tuple[tuple[str, str], ...]) -> None:
+        """End the shared workers and templates with these variables; the models are unloaded."""
+        for environment in [one for one in self._templates if one.variables and one.variables == variables]:
+            template = self._templates.pop(environment)
+            workers = self._shared.get(environment, [])
+            for worker in list(workers):
+                worker.kill(FORGOTTEN)
+            await asyncio.gather(*(worker.gone() for worker in list(workers)))
+            await template.stop()
+
+    async def fill(self, environment: Environment) -> None:
+        """Have as many shared workers as there should be."""
         shared = self._shared.setdefault(environment, [])
         while len(shared) < self._shared_count:
             async with self._starting.setdefault(environment, asyncio.Lock()):
@@ -138,25 +151,25 @@ class Workforce:
                     await asyncio.sleep(self._delay_secs(environment))
                     shared.append(await self._fork(environment, is_dedicated=False))
 
-    def _delay_secs(self, environment: str) -> float:
+    def _delay_secs(self, environment: Environment) -> float:
         ended = self._ended.setdefault(environment, deque())
         while ended and time.monotonic() - ended[0] > _RECENT_SECS:
             ended.popleft()
         too_many = len(ended) - _FREE_RESTARTS
         return 0.0 if too_many <= 0 else min(_MAX_DELAY_SECS, _FIRST_DELAY_SECS * 2.0**too_many)
 
-    async def _fork(self, environment: str, *, is_dedicated: bool) -> Worker:
+    async def _fork(self, environment: Environment, *, is_dedicated: bool) -> Worker:
         worker = await self._template_of(environment).fork(
             lambda pid, progress: Worker(pid, progress, environment, is_dedicated=is_dedicated, on_lost=self._lost),
         )
         self._workers.add(worker)
         return worker
 
-    def _template_of(self, environment: str) -> Template:
+    def _template_of(self, environment: Environment) -> Template:
         if environment not in self._templates:
-            python = interpreter_of(environment, self._environ) or interpreter_of("", self._environ)
-            assert python is not None
-            self._templates[environment] = Template(environment, python, _MODULES, self._environ)
+            environ = {**self._environ, **dict(environment.variables)}
+            python = interpreter_of(environment.python, environ) or sys.executable
+            self._templates[environment] = Template(python, _MODULES, environ)
         return self._templates[environment]
 
     def _lost(self, worker: Worker) -> None:
@@ -169,7 +182,7 @@ class Workforce:
 
     async def complete(self) -> None:
         """Returns when the shared workers of the server's own environment are there."""
-        await self._fill("")
+        await self.fill(Environment())
 
     # Memory
 
