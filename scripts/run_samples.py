@@ -1,21 +1,19 @@
-"""Serve the sample models, all of them loaded, until Ctrl-C."""
+"""Serve the sample models as an endpoint, until Ctrl-C; print calls to try."""
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from polyhost.config import Config
 
 MODELS = Path("samples/models")
+STATE = Path(".state")
 HOUSE = "1998,2150,3,2.5,0.4,2"
-# Model, words, Content-Type, curl's way to give the body.
+# Target model, words, Content-Type, curl's way to give the body.
 TRY = (
     ("houston", "XGBoost: a price for a house in Houston", "text/csv", f"-d {HOUSE}"),
     ("boston", "XGBoost: the same house in Boston", "text/csv", f"-d {HOUSE}"),
@@ -27,19 +25,28 @@ TRY = (
     ("squeezenet", "MXNet: the five best classes of a picture (random weights!)", "application/x-image",
      "--data-binary @samples/models/picture.png"),
 )  # fmt: skip
+BOTO3 = """  # the same by boto3
+  .venv/bin/python - <<'PYTHON'
+import boto3
+runtime = boto3.client("sagemaker-runtime", endpoint_url="{base}", region_name="us-east-1",
+                       aws_access_key_id="any", aws_secret_access_key="any")
+answer = runtime.invoke_endpoint(EndpointName="{endpoint}", TargetModel="houston.tar.gz",
+                                 ContentType="text/csv", Body="{house}")
+print(answer["Body"].read().decode())
+PYTHON
+"""
 
 
 def main() -> int:
     if "--port" not in sys.argv and not {"POLYHOST_PORT", "SAGEMAKER_BIND_TO_PORT"} & set(os.environ):
         sys.argv += ["--port", "8080"]
-    config = Config.build(
-        {"port": [sys.argv[sys.argv.index("--port") + 1]] if "--port" in sys.argv else None}, os.environ
-    )
+    environ = {"POLYHOST_MODELS": str(MODELS), "POLYHOST_STATE_DIR": str(STATE), **os.environ}
+    config = Config.build({"port": [sys.argv[sys.argv.index("--port") + 1]] if "--port" in sys.argv else None}, environ)
     server = subprocess.Popen(
         [sys.executable, "-m", "polyhost", "serve", *sys.argv[1:]],
         stdout=subprocess.PIPE,
         text=True,
-        env={"POLYHOST_MODEL_ROOT": str(MODELS.resolve()), **os.environ},
+        env=environ,
     )
     # Ctrl-C reaches the server by itself; it ends when all its processes have ended, and so do we.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -47,38 +54,25 @@ def main() -> int:
     for line in server.stdout:
         print(line, end="", flush=True)
         if "ready on" in line:
-            with ThreadPoolExecutor(1) as background:
-                background.submit(load_and_tell, config)
-                for later in server.stdout:
-                    print(later, end="", flush=True)
+            tell(config)
     return server.wait()
 
 
-def load_and_tell(config: Config) -> None:
-    names = sorted(path.name for path in MODELS.iterdir() if path.is_dir())
-    with ThreadPoolExecutor(2) as pool:
-        statuses = dict(zip(names, pool.map(lambda name: load(config, name), names), strict=True))
+def tell(config: Config) -> None:
+    names = sorted(path.name.removesuffix(".tar.gz") for path in MODELS.glob("*.tar.gz"))
     base = f"http://{config.host}:{config.port}"
-    lines = [f"\n{sum(status == 200 for status in statuses.values())} of {len(names)} models are loaded. Try:\n"]
+    lines = [
+        f"\n{len(names)} models are in the endpoint {config.endpoint_name}, each loaded when it is first asked. Try:\n"
+    ]
     for name, words, content_type, body in TRY:
-        if statuses.get(name) == 200:
+        if name in names:
             lines.append(
-                f"  # {words}\n  curl -s {base}/models/{name}/invoke -H 'Content-Type: {content_type}' {body}\n"
+                f"  # {words}\n  curl -s {base}/invocations -H 'X-Amzn-SageMaker-Target-Model: {name}.tar.gz' \\\n"
+                f"       -H 'Content-Type: {content_type}' {body}\n"
             )
-    lines.append(f"  # the list\n  curl -s {base}/models\n\nCtrl-C stops everything.\n")
+    lines.append(BOTO3.format(base=base, endpoint=config.endpoint_name, house=HOUSE))
+    lines.append("Ctrl-C stops everything.\n")
     print("\n".join(lines), flush=True)
-
-
-def load(config: Config, name: str) -> int:
-    connection = http.client.HTTPConnection(config.host, config.port, timeout=120)
-    body = json.dumps({"model_name": name, "url": str((MODELS / name).resolve())})
-    try:
-        connection.request("POST", "/models", body, {"Content-Type": "application/json"})
-        return connection.getresponse().status
-    except OSError:
-        return 0
-    finally:
-        connection.close()
 
 
 if __name__ == "__main__":

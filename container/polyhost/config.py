@@ -17,6 +17,7 @@ from polyhost.errors import InvalidSetting
 
 ENGINES = ("mms", "native")
 LOG_FORMATS = ("text", "json")
+AUTHS = ("off", "sigv4")
 ISOLATIONS = ("auto", "shared", "process")
 
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
@@ -41,6 +42,36 @@ def parse_count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise ValueError(f"'{text}' is not a number of at least 1")
     return int(text)
+
+
+def parse_secs(text: str) -> float:
+    try:
+        secs = float(text)
+    except ValueError:
+        secs = -1.0
+    if not 0 <= secs < 1e9:
+        raise ValueError(f"'{text}' is not a number of seconds")
+    return secs
+
+
+def parse_models(text: str) -> str:
+    """`s3://bucket/prefix/` or a folder, with its final slash."""
+    if text.startswith("s3://"):
+        if not re.match(r"s3://[^/]+", text):
+            raise ValueError(f"'{text}' names no bucket: write s3://BUCKET/PREFIX/")
+    elif "://" in text:
+        raise ValueError(f"'{text}' is neither s3://BUCKET/PREFIX/ nor a folder")
+    else:
+        if not Path(text).is_dir():
+            raise ValueError(f"there is no folder '{text}'")
+        text = str(Path(text).resolve())
+    return text.rstrip("/") + "/"
+
+
+def parse_endpoint_name(text: str) -> str:
+    if not re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", text):
+        raise ValueError(f"'{text}' is not an endpoint's name: letters, digits and hyphens, 63 at most")
+    return text
 
 
 def one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
@@ -114,6 +145,71 @@ class Config:
     )
     drain_secs: int = setting(25, "How long requests in flight may take after SIGTERM, seconds.", parse=parse_count)
     log_format: str = setting("text", "`text`, or `json` with one object a line.", parse=one_of(LOG_FORMATS))
+    models: str | None = setting(
+        None,
+        "Serve a multi-model endpoint: `s3://BUCKET/PREFIX/` or a folder of `model.tar.gz` archives; each is loaded "
+        "when it is first asked for.",
+        parse=parse_models,
+        shown="none; models are loaded by `POST /models`",
+    )
+    endpoint_name: str = setting("polyhost", "Name of the endpoint of `--models`.", parse=parse_endpoint_name)
+    state_dir: Path | None = setting(
+        None,
+        "Folder for what outlives a restart: endpoints made by clients, the cache. Given without `--models`, endpoints "
+        "are only those that clients make.",
+        parse=Path,
+        shown="`~/.local/state/polyhost/` and the endpoint's name",
+    )
+    cache_dir: Path | None = setting(
+        None, "Folder for unpacked archives.", parse=Path, shown="`cache` in the state folder"
+    )
+    disk_budget: int | None = setting(
+        None,
+        "Disk for unpacked archives, e.g. `50GiB`; those not loaded go first, least recently used.",
+        parse=parse_bytes,
+        shown="80 % of what is free at the start",
+    )
+    refresh_secs: float = setting(
+        60.0,
+        "How often buckets and folders are looked at for archives that were overwritten or deleted; 0: only on demand.",
+        parse=parse_secs,
+    )
+    preload: tuple[str, ...] = setting(
+        (),
+        "Target model that is loaded at the start and never evicted, or `@FILE` with one a line; may be given several "
+        "times (in the variable, separated by `:`).",
+        shown="none",
+        many=True,
+    )
+    model_ready_timeout_secs: float = setting(
+        55.0,
+        "How long a request waits for its model's load before it is answered ModelNotReadyException; the load goes on.",
+        parse=parse_secs,
+    )
+    model_load_timeout_secs: float = setting(360.0, "How long fetching and loading a model may take.", parse=parse_secs)
+    tls_cert: Path | None = setting(None, "File of the certificate, with its chain, PEM.", parse=Path, shown="no TLS")
+    tls_key: Path | None = setting(
+        None, "File of the certificate's key, PEM.", parse=Path, shown="in the certificate's"
+    )
+    auth: str = setting("off", "Who may call: `off`, everybody; `sigv4`, those in `--auth-file`.", parse=one_of(AUTHS))
+    auth_file: Path | None = setting(
+        None, "Users, roles and their policies, JSON (docs/access.md).", parse=Path, shown="none"
+    )
+    pass_env: tuple[str, ...] = setting(
+        (),
+        "AWS variable that models' processes may see, e.g. `AWS_PROFILE`; may be given several times. Behind an "
+        "endpoint they see none but the region's.",
+        shown="none",
+        many=True,
+    )
+    access_log: str = setting(
+        "on", "A line for each request to an endpoint: `on` or `off`.", parse=one_of(("on", "off"))
+    )
+    emf_namespace: str | None = setting(
+        None,
+        "Write CloudWatch's Embedded Metric Format to the log once a minute, under this namespace.",
+        shown="no",
+    )
     model_root: tuple[Path, ...] = setting(
         (Path("/opt/ml/models"), Path("/opt/ml/model")),
         "Folder that model urls must lie under; may be given several times (in the variable, separated by `:`).",
@@ -121,6 +217,11 @@ class Config:
         shown="/opt/ml/models and /opt/ml/model",
         many=True,
     )
+
+    @property
+    def has_endpoint(self) -> bool:
+        """Whether it does what SageMaker does around a container."""
+        return self.models is not None or self.state_dir is not None
 
     @classmethod
     def build(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> Config:

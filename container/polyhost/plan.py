@@ -25,6 +25,9 @@ class Plan:
     # Host and port of the management API, if they are not those of predictions.
     management: tuple[str, int] | None = None
 
+    # The server's whole environment, if it does what SageMaker does around a container; None if it does not.
+    endpoints_environ: Mapping[str, str] | None = None
+
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Where it listens, predictions first."""

@@ -11,10 +11,11 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 import uvloop
@@ -22,15 +23,19 @@ import uvloop
 from polyhost.api.container import ContainerApi
 from polyhost.api.http import App, Asgi, ShortWay
 from polyhost.config import Config
+from polyhost.endpoint.environment import cache_folder, container_environ
 from polyhost.engine.errors import EngineError
 from polyhost.engine.protocol import Engine, Registration
-from polyhost.errors import PortInUse, StartFailed
+from polyhost.errors import InvalidSetting, PortInUse, StartFailed
 from polyhost.limits import Limits, base_folder, is_multi_model
 from polyhost.log import configure, every_line_as_json
 from polyhost.metrics import Metrics
 from polyhost.plan import Plan
 from polyhost.processes import allow_many_files, become_subreaper, kill_descendants
 from polyhost.submit_directory import fetched_submit_directory
+
+if TYPE_CHECKING:
+    from polyhost.endpoint.start import EndpointHalf
 
 logger = logging.getLogger("polyhost")
 
@@ -46,8 +51,29 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
     Raises PolyhostError if it cannot start.
     """
     configure(config.log_format)
+    _check_tls(config)
     with tempfile.TemporaryDirectory(prefix="polyhost-code-") as folder:
-        return serve_plan(_platforms_plan(config, fetched_submit_directory(environ, Path(folder))))
+        environ = fetched_submit_directory(environ, Path(folder))
+        return serve_plan(_endpoints_plan(config, environ) if config.has_endpoint else _platforms_plan(config, environ))
+
+
+def _endpoints_plan(config: Config, environ: Mapping[str, str]) -> Plan:
+    """Credentials are for the process that fetches archives, not for those of models."""
+    told = container_environ(config, environ)
+    roots = (*config.model_root, cache_folder(config, environ))
+    config = dataclasses.replace(config, model_root=roots)
+    return Plan(config=config, environ=told, limits=Limits.of_platform(config, told), endpoints_environ=environ)
+
+
+def _check_tls(config: Config) -> None:
+    """Raises InvalidSetting."""
+    if config.tls_key is not None and config.tls_cert is None:
+        raise InvalidSetting("--tls-key needs --tls-cert.")
+    if config.tls_cert is not None:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(config.tls_cert, config.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidSetting(f"--tls-cert {config.tls_cert}: no certificate with its key: {error}.") from error
 
 
 def _platforms_plan(config: Config, environ: Mapping[str, str]) -> Plan:
@@ -79,8 +105,9 @@ async def _serve(plan: Plan, run: Path) -> int:
     )
     metrics = Metrics()
     engine = _engine(plan, run, metrics)
+    half = _endpoint_half(plan, engine, metrics)
     fronts: list[_Front] = []
-    starting = asyncio.create_task(_start(engine, plan))
+    starting = asyncio.create_task(_start(engine, half, plan))
 
     def stop() -> None:
         starting.cancel()
@@ -94,9 +121,11 @@ async def _serve(plan: Plan, run: Path) -> int:
         await asyncio.wait([starting])
         if not starting.cancelled():
             single_model = starting.result()
-            fronts += [_front(engine, metrics, plan, address, single_model) for address in plan.addresses]
+            fronts += [_front(engine, half, metrics, plan, address, single_model) for address in plan.addresses]
             await asyncio.gather(*(front.serve() for front in fronts))
     finally:
+        if half is not None:
+            await half.stop()
         await engine.stop()
     if engine.has_ended:
         return 1
@@ -115,12 +144,27 @@ def _engine(plan: Plan, run: Path, metrics: Metrics) -> Engine:
     return native_engine(plan, run, metrics)
 
 
+def _endpoint_half(plan: Plan, engine: Engine, metrics: Metrics) -> EndpointHalf | None:
+    if plan.endpoints_environ is None:
+        return None
+    from polyhost.endpoint.start import endpoint_half
+
+    return endpoint_half(plan, plan.endpoints_environ, engine, metrics)
+
+
 def _stop_on_signal(number: int, stop: Callable[[], None]) -> None:
     logger.info("stopping: got %s", signal.Signals(number).name)
     stop()
 
 
-def _front(engine: Engine, metrics: Metrics, plan: Plan, address: tuple[str, int], single_model: str | None) -> _Front:
+def _front(
+    engine: Engine,
+    half: EndpointHalf | None,
+    metrics: Metrics,
+    plan: Plan,
+    address: tuple[str, int],
+    single_model: str | None,
+) -> _Front:
     is_management = address == plan.management
     api = ContainerApi(
         engine,
@@ -131,10 +175,10 @@ def _front(engine: Engine, metrics: Metrics, plan: Plan, address: tuple[str, int
         serves_predictions=not is_management,
         serves_management=is_management or plan.management is None,
     )
-    return _Front(api, *address, plan.config.drain_secs)
+    return _Front(half.app(api) if half else api, *address, plan.config)
 
 
-async def _start(engine: Engine, plan: Plan) -> str | None:
+async def _start(engine: Engine, half: EndpointHalf | None, plan: Plan) -> str | None:
     """
     The name of the only model, None if there are more or none.
 
@@ -142,6 +186,8 @@ async def _start(engine: Engine, plan: Plan) -> str | None:
     not load are missing, as with MMS; the engine has logged why.
     """
     await engine.start()
+    if half is not None:
+        await half.start()
     for model in plan.startup:
         failure = await _failure_of_load(engine, model)
         if failure is not None and len(plan.startup) == 1:
@@ -160,13 +206,14 @@ async def _failure_of_load(engine: Engine, model: Registration) -> EngineError |
 class _Front(uvicorn.Server):
     """An HTTP server that ends when `should_exit` is set and what is in flight is answered."""
 
-    def __init__(self, app: App, host: str, port: int, drain_secs: int) -> None:
+    def __init__(self, app: App, host: str, port: int, config: Config) -> None:
         super().__init__(
             uvicorn.Config(
                 Asgi(app), host=host, port=port, log_config=None, access_log=False, lifespan="off",
-                server_header=False, date_header=False, timeout_graceful_shutdown=drain_secs,
+                server_header=False, date_header=False, timeout_graceful_shutdown=config.drain_secs,
                 timeout_keep_alive=_KEEP_ALIVE_SECS, ws="none", proxy_headers=False,
                 http=cast("type[asyncio.Protocol]", functools.partial(ShortWay, app)),
+                ssl_certfile=config.tls_cert, ssl_keyfile=config.tls_key,
             ),
         )  # fmt: skip
 
@@ -177,7 +224,8 @@ class _Front(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        logger.info("ready on http://%s:%d", self.config.host, self.config.port)
+        scheme = "https" if self.config.is_ssl else "http"
+        logger.info("ready on %s://%s:%d", scheme, self.config.host, self.config.port)
 
 
 @contextlib.contextmanager

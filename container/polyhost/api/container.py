@@ -252,7 +252,7 @@ def json_result(document: Any, status: int = 200) -> Result:
 
 
 def error_result(error: EngineError) -> Result:
-    return json_result({"code": error.status, "type": error.type, "message": error.message}, error.status)
+    return Result(error.body, error.status)
 
 
 def answer_result(answer: Answer) -> Result:

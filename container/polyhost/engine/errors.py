@@ -14,6 +14,8 @@ What an engine answers instead of a result, and the HTTP answer it becomes (MMS'
 
 from __future__ import annotations
 
+import json
+
 
 class EngineError(Exception):
     status = 500
@@ -24,6 +26,12 @@ class EngineError(Exception):
         self.message = message
         if status is not None:
             self.status = status
+
+    @property
+    def body(self) -> bytes:
+        """MMS's JSON, as it formats it."""
+        document = {"code": self.status, "type": self.type, "message": self.message}
+        return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 class BadRequest(EngineError):

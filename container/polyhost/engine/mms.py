@@ -41,6 +41,7 @@ from polyhost.engine.mms_service import IS_ANSWER, REQUEST_ID, failure_file, nam
 from polyhost.engine.protocol import Answer, Item, Registration
 from polyhost.engine.source import Inspector, Source
 from polyhost.limits import is_multi_model
+from polyhost.memory import DEFAULT_SHARE, measure_session, memory_limit_bytes
 from polyhost.plan import Plan
 
 logger = logging.getLogger("polyhost.engine")
@@ -76,13 +77,16 @@ class MmsEngine:
 
     def __init__(
         self, process: MmsProcess, inspector: Inspector, *, workers_per_model: int, response_timeout_secs: float,
+        budget_bytes: int | None,
     ) -> None:  # fmt: skip
+        """`budget_bytes`: None for a share of what there is; the workers' guard takes off what the server uses."""
         self.on_end: Callable[[], None] = lambda: None
         self.has_ended = False
         self._process = process
         self._inspector = inspector
         self._workers_per_model = workers_per_model
         self._timeout_secs = response_timeout_secs
+        self.budget_bytes = int(memory_limit_bytes() * DEFAULT_SHARE) if budget_bytes is None else budget_bytes
         self._address = f"http://{HOST}:{process.port}"
         self._models: dict[str, Model] = {}
         self._numbers = itertools.count(1)
@@ -286,6 +290,9 @@ class MmsEngine:
     def url_of(self, name: str) -> str:
         return self._models[name].registration.url
 
+    def used_bytes(self) -> int:
+        return measure_session(self._process.session).workers_bytes
+
     async def prepare(self, environ: tuple[tuple[str, str], ...]) -> None:
         pass  # MMS starts a worker when it loads, with the variables that the server was started with
 
@@ -357,6 +364,7 @@ def mms_engine(plan: Plan, run: Path) -> MmsEngine:
         inspector,
         workers_per_model=limits.workers_per_model,
         response_timeout_secs=limits.response_timeout_secs,
+        budget_bytes=config.memory_budget,
     )
 
 

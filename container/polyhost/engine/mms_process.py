@@ -93,6 +93,11 @@ class MmsProcess:
                 raise StartFailed("Multi Model Server did not start: its reason is in the lines above.")
             await asyncio.sleep(_TICK_SECS)
 
+    @property
+    def session(self) -> int:
+        """The session of MMS and its workers."""
+        return self._process.pid if self._process else 0
+
     async def wait(self) -> None:
         """Returns when MMS has ended, by itself or stopped."""
         if self._ended is not None:

@@ -66,6 +66,8 @@ class HandlerMetric(msgspec.Struct, frozen=True, array_like=True):
 class Engine(Protocol):
     """`has_ended`: by itself, after which nothing can be served; `on_end` is called when that happens."""
 
+    # What all models together may use.
+    budget_bytes: int
     has_ended: bool
     on_end: Callable[[], None]
 
@@ -92,6 +94,9 @@ class Engine(Protocol):
 
         One of `done` and `failed` is called later, unless it is False.
         """
+
+    def used_bytes(self) -> int:
+        """What models use, measured now."""
 
     def names(self) -> list[str]:
         """Of what is registered, sorted."""

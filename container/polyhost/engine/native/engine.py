@@ -105,7 +105,7 @@ class NativeEngine:
         self._job_queue_size = job_queue_size
         self._isolation = isolation
         self._has_own_budget = budget_bytes is not None
-        self._budget_bytes = int(memory_limit_bytes() * DEFAULT_SHARE) if budget_bytes is None else budget_bytes
+        self.budget_bytes = int(memory_limit_bytes() * DEFAULT_SHARE) if budget_bytes is None else budget_bytes
         self._reserved_bytes = 0
         self._metrics = metrics
         self._models: dict[str, Model] = {}
@@ -127,7 +127,7 @@ class NativeEngine:
 
     async def _leave_room_for_the_idle_server(self) -> None:
         await self._workforce.complete()
-        self._budget_bytes -= self._workforce.idle_bytes()
+        self.budget_bytes -= self._workforce.idle_bytes()
 
     async def stop(self) -> None:
         await self._workforce.stop()
@@ -237,6 +237,9 @@ class NativeEngine:
     def url_of(self, name: str) -> str:
         return self._models[name].registration.url
 
+    def used_bytes(self) -> int:
+        return self._workforce.used_bytes()
+
     async def prepare(self, environ: tuple[tuple[str, str], ...]) -> None:
         await self._workforce.fill(Environment("", environ))
 
@@ -319,7 +322,7 @@ class NativeEngine:
         if not self._fits(need_bytes):
             raise OutOfMemory(
                 f"the model needs about {mib(need_bytes)}, models use {mib(self._workforce.used_bytes())} "
-                f"of {mib(self._budget_bytes)}: unload some, or give more with --memory-budget",
+                f"of {mib(self.budget_bytes)}: unload some, or give more with --memory-budget",
             )
 
     @contextlib.contextmanager
@@ -333,7 +336,7 @@ class NativeEngine:
     def _fits(self, need_bytes: int) -> bool:
         is_alone = not self._reserved_bytes and not self._workforce.holds_models()
         used = self._workforce.used_bytes()
-        return fits(need_bytes, self._budget_bytes, used, self._reserved_bytes, is_alone=is_alone)
+        return fits(need_bytes, self.budget_bytes, used, self._reserved_bytes, is_alone=is_alone)
 
     def _cost_bytes(self, model: Model) -> int:
         """What a model takes: its archive's bytes, times what all that are loaded take for each of theirs."""

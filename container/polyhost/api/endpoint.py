@@ -1,0 +1,150 @@
+"""
+Everything that a server with an endpoint answers, on one port: which part of it a request is for.
+
+    POST /endpoints/NAME/invocations, /invocations     runtime.py     InvokeEndpoint
+    POST / with X-Amz-Target                           hosting.py     the control plane
+    POST / with a form                                 sts.py         who am I, AssumeRole
+    POST /refresh                                      here           look at buckets and folders now
+    all else                                           container.py   MMS's routes, /ping, /metrics
+
+With access control, each part names the action that a policy must allow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from urllib.parse import unquote
+
+from polyhost.api import hosting as hosting_api
+from polyhost.api.container import ContainerApi, request_ids
+from polyhost.api.http import Reply, Request
+from polyhost.api.runtime import RuntimeApi, error_reply
+from polyhost.api.sts import Sts
+from polyhost.endpoint.access import Access
+from polyhost.endpoint.cache import ModelCache
+from polyhost.endpoint.errors import AccessDenied, EndpointError, NotAuthenticated
+from polyhost.endpoint.hosting import Hosting
+from polyhost.endpoint.measures import Measures
+from polyhost.endpoint.traffic import Traffic
+
+logger = logging.getLogger("polyhost.api")
+
+_JSON = ((b"content-type", b"application/json"),)
+_INVOKE = "sagemaker:InvokeEndpoint"
+
+
+class EndpointApi:
+    """The application: an `App`."""
+
+    def __init__(
+        self,
+        container: ContainerApi,
+        hosting: Hosting,
+        traffic: Traffic,
+        cache: ModelCache,
+        measures: Measures,
+        access: Access | None,
+        *,
+        own_endpoint: str | None,
+        account_id: str,
+        region: str,
+    ) -> None:
+        """`access`: None where everybody may call everything."""
+        self.max_request_bytes = container.max_request_bytes
+        self._container = container
+        self._hosting = hosting
+        self._cache = cache
+        self._access = access
+        self._resources = f"arn:aws:polyhost:{region}:{account_id}:loaded-model/"
+        self._sts = Sts(access, account_id)
+        self._ids = request_ids()
+        self._runtime = RuntimeApi(
+            traffic,
+            measures,
+            self._authorize_invocation,
+            own_endpoint=own_endpoint,
+            account_id=account_id,
+            region=region,
+        )
+
+    async def answer(self, request: Request) -> Reply:
+        request_id = next(self._ids)
+        try:
+            return await self._answer(request, request_id)
+        except EndpointError as error:
+            return error_reply(error, request_id)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            return error_reply(EndpointError(f"Internal error: the server's log has request {request_id}."), request_id)
+
+    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> bool:
+        endpoint = self._runtime.endpoint_of(request)
+        if endpoint is not None:
+            return self._runtime.answer_soon(request, endpoint, next(self._ids), done)
+        return self._access is None and self._container.answer_soon(request, done)
+
+    def too_large(self) -> Reply:
+        return self._container.too_large()
+
+    async def _answer(self, request: Request, request_id: str) -> Reply:
+        """Raises EndpointError."""
+        endpoint = self._runtime.endpoint_of(request)
+        if endpoint is not None and request.method == "POST":
+            return await self._runtime.answer(request, endpoint, request_id)
+        if request.method == "POST" and request.path == "/":
+            if "x-amz-target" in request.headers:
+                return await hosting_api.answer(
+                    self._hosting, request, request_id, lambda *named: self._authorize(request, *named, {})
+                )
+            return self._sts.answer(request, request_id)
+        if request.method == "POST" and request.path == "/refresh":
+            self._authorize(request, "polyhost:Refresh", "*", {})
+            await self._cache.refresh()
+            return Reply(json.dumps({"Status": "Refreshed"}).encode(), 200, _JSON)
+        self._authorize_route(request)
+        return await self._container.answer(request)
+
+    # Who may do that
+
+    def _authorize(self, request: Request, action: str, resource: str, context: Mapping[str, str]) -> None:
+        """Raises NotAuthenticated, AccessDenied."""
+        if self._access is None:
+            return
+        caller = self._access.authenticate(
+            request.method, request.path, request.query, request.headers, request.body, service="sagemaker"
+        )
+        self._access.authorize(caller, action, resource, context)
+
+    def _authorize_invocation(self, request: Request, arn: str, context: Mapping[str, str]) -> None:
+        self._authorize(request, _INVOKE, arn, context)
+
+    def _authorize_route(self, request: Request) -> None:
+        """MMS's routes: /ping is open, /metrics is for whoever has the token."""
+        if self._access is None or request.path == "/ping":
+            return
+        if request.path == "/metrics":
+            if not self._access.is_metrics_token(request.headers.get("authorization", "")):
+                raise NotAuthenticated("MissingAuthenticationTokenException", "Send `Authorization: Bearer TOKEN`.")
+            return
+        action, name = route_action(request)
+        self._authorize(request, action, self._resources + name if name else "*", {})
+
+
+def route_action(request: Request) -> tuple[str, str]:
+    """What a policy calls a request to one of MMS's routes, and the model's name, "" if it names none."""
+    match [unquote(part) for part in request.path.strip("/").split("/")]:
+        case ["models", name, "invoke"] | ["predictions", name] | [name, "predict"]:
+            return "polyhost:InvokeModel", name
+        case ["invocations"]:
+            return "polyhost:InvokeModel", ""
+        case ["models"]:
+            return ("polyhost:RegisterModel" if request.method == "POST" else "polyhost:ListModels"), ""
+        case ["models", name]:
+            actions = {"DELETE": "polyhost:UnregisterModel", "PUT": "polyhost:ScaleWorkers"}
+            return actions.get(request.method, "polyhost:DescribeModel"), name
+        case [""] | ["api-description"] | ["execution-parameters"]:
+            return "polyhost:DescribeServer", ""
+        case _:
+            raise AccessDenied(f"There is no {request.path} that anybody may call.")

@@ -1,0 +1,225 @@
+"""
+InvokeEndpoint over HTTP, as boto3's `sagemaker-runtime` speaks it; and the same for curl at `/invocations`.
+
+Who asks, may they, what do they ask: then it is the endpoint's. Every answer is counted here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from polyhost.api.http import Headers, Reply, Request
+from polyhost.endpoint.errors import EndpointError, ModelError, ValidationError
+from polyhost.endpoint.measures import Call, Measures
+from polyhost.endpoint.traffic import Lane, Traffic
+from polyhost.engine.protocol import Answer, Item
+
+# SageMaker's own limits.
+_MAX_BODY_BYTES = 6_291_456
+_MAX_LENGTHS = {
+    "x-amzn-sagemaker-target-model": 1024,
+    "x-amzn-sagemaker-custom-attributes": 1024,
+    "x-amzn-sagemaker-inference-id": 64,
+}
+_TARGET_MODEL = "x-amzn-sagemaker-target-model"
+_TARGET_VARIANT = "x-amzn-sagemaker-target-variant"
+_CUSTOM_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
+# What a container is sent of a request; credentials and signatures are not its business.
+_PASSED_ON = (
+    "content-type",
+    "accept",
+    _CUSTOM_ATTRIBUTES,
+    _TARGET_MODEL,
+    _TARGET_VARIANT,
+    "x-amzn-sagemaker-inference-id",
+    "x-amzn-sagemaker-session-id",
+)
+_UNSUPPORTED = {
+    "x-amzn-sagemaker-target-container-hostname": "TargetContainerHostname",
+    "x-amzn-sagemaker-inference-component": "InferenceComponentName",
+    "x-amzn-sagemaker-enable-explanations": "EnableExplanations",
+}
+
+
+class Asked(NamedTuple):
+    """What a client asks of an endpoint. `begin`: by time.perf_counter()."""
+
+    request_id: str
+    endpoint: str
+    target: str
+    variant: str
+    item: Item
+    begin: float
+
+
+class RuntimeApi:
+    def __init__(
+        self,
+        traffic: Traffic,
+        measures: Measures,
+        authorize: Callable[[Request, str, Mapping[str, str]], None],
+        *,
+        own_endpoint: str | None,
+        account_id: str,
+        region: str,
+    ) -> None:
+        """
+        `authorize` is asked with an endpoint's ARN and what a policy's conditions see; raises EndpointError.
+
+        `own_endpoint`: the one that `/invocations` means.
+        """
+        self._traffic = traffic
+        self._measures = measures
+        self._authorize = authorize
+        self._own_endpoint = own_endpoint
+        self._arn = f"arn:aws:sagemaker:{region}:{account_id}:endpoint/"
+        self._logs = f"arn:aws:logs:{region}:{account_id}:log-group:/aws/sagemaker/Endpoints/"
+
+    def endpoint_of(self, request: Request) -> str | None:
+        """The endpoint whose invocation this is, None if it is something else."""
+        path = request.path
+        if path.startswith("/endpoints/") and path.endswith("/invocations"):
+            return unquote(path[len("/endpoints/") : -len("/invocations")])
+        if path == "/invocations" and self._own_endpoint is not None and "model_name=" not in request.query:
+            return self._own_endpoint
+        return None
+
+    async def answer(self, request: Request, endpoint: str, request_id: str) -> Reply:
+        asked: Asked | None = None
+        lane: Lane | None = None
+        was_hit: bool | None = None
+        begin = sent = time.perf_counter()
+        answer: Answer | EndpointError
+        try:
+            asked = self._asked(request, endpoint, request_id)
+            lane = self._traffic.lane(endpoint, asked.variant, asked.target)
+            was_hit = self._traffic.is_resident(lane, asked.target) if asked.target else None
+            sent = time.perf_counter()
+            answer = await self._traffic.invoke(lane, asked.target, asked.item)
+        except EndpointError as error:
+            answer = error
+        asked = asked or Asked(request_id, endpoint, "", "", Item(request_id, {}, "", request.body), begin)
+        return self._reply(asked, lane, answer, was_hit, sent)
+
+    def answer_soon(self, request: Request, endpoint: str, request_id: str, done: Callable[[Reply], None]) -> bool:
+        try:
+            asked = self._asked(request, endpoint, request_id)
+            lane = self._traffic.lane(endpoint, asked.variant, asked.target)
+        except EndpointError:
+            return False  # the other way says what is wrong
+        was_hit = True if asked.target else None
+        sent = time.perf_counter()
+        return self._traffic.invoke_soon(
+            lane, asked.target, asked.item, lambda answer: done(self._reply(asked, lane, answer, was_hit, sent))
+        )
+
+    def _asked(self, request: Request, endpoint: str, request_id: str) -> Asked:
+        """Raises EndpointError."""
+        begin = time.perf_counter()
+        headers = request.headers
+        target = headers.get(_TARGET_MODEL, "")
+        if target and not target.isascii():
+            target = _as_utf8(target)
+        variant = headers.get(_TARGET_VARIANT, "")
+        context = {}
+        if target:
+            context["sagemaker:TargetModel"] = target
+        if variant:
+            context["sagemaker:TargetVariant"] = variant
+        self._authorize(request, self._arn + endpoint.lower(), context)
+        _check(request)
+        passed_on = {name: headers[name] for name in _PASSED_ON if name in headers}
+        return Asked(request_id, endpoint, target, variant, Item(request_id, passed_on, "", request.body), begin)
+
+    def _reply(
+        self, asked: Asked, lane: Lane | None, answer: Answer | EndpointError, was_hit: bool | None, sent: float
+    ) -> Reply:
+        now = time.perf_counter()
+        variant = lane.variant.name if lane else ""
+        if isinstance(answer, EndpointError):
+            reply = error_reply(answer, asked.request_id, variant, self._logs + asked.endpoint)
+        else:
+            reply = _answer_reply(answer, asked.request_id, variant)
+        self._measures.invocation(
+            Call(
+                request_id=asked.request_id,
+                endpoint=asked.endpoint if lane else "",
+                variant=variant,
+                target=asked.target,
+                status=reply.status,
+                bytes_in=len(asked.item.body),
+                bytes_out=len(reply.body),
+                total_secs=now - asked.begin,
+                model_secs=now - sent,
+                was_hit=was_hit,
+            )
+        )
+        if was_hit is False and lane is not None:
+            self._measures.loading_wait(asked.endpoint, variant, now - sent)
+        return reply
+
+
+def _check(request: Request) -> None:
+    """What botocore would not have sent. Raises ValidationError."""
+    if len(request.body) > _MAX_BODY_BYTES:
+        raise _TooLarge(f"The body has {len(request.body)} bytes, {_MAX_BODY_BYTES} are allowed.")
+    for name, longest in _MAX_LENGTHS.items():
+        value = request.headers.get(name)
+        if value is not None and len(value) > longest:
+            raise ValidationError(f"{name} has {len(value)} characters, {longest} are allowed.")
+    for name, member in _UNSUPPORTED.items():
+        if name in request.headers:
+            raise ValidationError(f"{member} is not supported by this server: leave it out.")
+
+
+class _TooLarge(ValidationError):
+    status = 413
+
+
+def _as_utf8(value: str) -> str:
+    """A header's bytes, taken as Latin-1 on the way in. Raises ValidationError."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        raise ValidationError("The target model is not UTF-8.") from None
+
+
+def _answer_reply(answer: Answer, request_id: str, variant: str) -> Reply:
+    headers = answer.headers
+    content_type = headers.get("content-type") or headers.get("Content-Type") or "application/octet-stream"
+    custom = ""
+    if len(headers) > 1:
+        custom = next((value for name, value in headers.items() if name.lower() == _CUSTOM_ATTRIBUTES), "")
+    own = b"x-amzn-requestid: %b\r\n" % request_id.encode()
+    return Reply(answer.body, 200, _headers(content_type, variant, custom), own)
+
+
+@functools.lru_cache(maxsize=1024)
+def _headers(content_type: str, variant: str, custom_attributes: str) -> Headers:
+    fields = [("content-type", content_type), ("x-amzn-invoked-production-variant", variant)]
+    if custom_attributes:
+        fields.append((_CUSTOM_ATTRIBUTES, custom_attributes))
+    return tuple((name.encode(), value.encode("latin-1", "replace")) for name, value in fields if value)
+
+
+def error_reply(error: EndpointError, request_id: str, variant: str = "", log_stream: str = "") -> Reply:
+    """As boto3's rest-json protocol reads errors."""
+    document: dict[str, str | int] = {"Message": error.message}
+    if isinstance(error, ModelError):
+        document = {
+            "ErrorCode": "CLIENT_ERROR_FROM_MODEL" if error.original_status < 500 else "INTERNAL_FAILURE_FROM_MODEL",
+            "LogStreamArn": log_stream,
+            "Message": error.message,
+            "OriginalMessage": error.original_message,
+            "OriginalStatusCode": error.original_status,
+        }
+    fields = [(b"content-type", b"application/json"), (b"x-amzn-errortype", error.type.encode())]
+    if variant:
+        fields.append((b"x-amzn-invoked-production-variant", variant.encode()))
+    own = b"x-amzn-requestid: %b\r\n" % request_id.encode()
+    return Reply(json.dumps(document).encode(), error.status, tuple(fields), own)
