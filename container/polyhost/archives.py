@@ -1,22 +1,42 @@
 """
 Unpacking archives that may be hostile.
 
-An archive is refused whole, with nothing written where it was to go: paths that lead out, links that lead out,
-devices, or more entries and bytes than a model has.
+An archive is refused whole, with nothing written where it was to go: paths that lead out, links, devices, or more
+entries and bytes than a model has. What it is, a tar (plain or compressed) or a zip, its first bytes tell.
 """
 
 from __future__ import annotations
 
+import errno
+import lzma
 import shutil
+import stat
+import struct
 import tarfile
 import tempfile
+import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from polyhost.errors import ArchiveRefused
 
 _CHUNK_BYTES = 1024**2
+_ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
+# All that the libraries raise over bytes that somebody else chose.
+_UNREADABLE = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError,
+    ArithmeticError, LookupError, RuntimeError, MemoryError,
+)  # fmt: skip
+
+
+class ArchiveTooLarge(ArchiveRefused):
+    """It unpacks to more than `Limits.total_bytes`."""
+
+
+class NoRoomToUnpack(ArchiveRefused):
+    """Nothing is wrong with the archive: the disk is full."""
 
 
 @dataclass(frozen=True)
@@ -30,51 +50,110 @@ class Limits:
     ratio_floor_bytes: int = 256 * 1024**2
 
 
-def unpack(archive: Path, to: Path, limits: Limits = Limits()) -> None:
+def unpack(archive: Path, to: Path, limits: Limits = Limits(), called: str = "") -> None:
     """
-    Unpack a tar, plain or compressed, into the new folder `to`, all or nothing.
+    Unpack a tar or a zip into the new folder `to`, all or nothing.
 
-    Raises ArchiveRefused.
+    `called`: what errors call the archive, its file's name unless given. Raises ArchiveRefused.
     """
+    called = called or archive.name
     to.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=to.parent, prefix=".unpacking-"))
     try:
-        _unpack_tar(archive, staging, limits)
+        target = _Target(staging, limits, archive.stat().st_size, called)
+        _unpack_zip(archive, target) if _is_zip(archive) else _unpack_tar(archive, target)
+        if not target.files:
+            raise ArchiveRefused(f"{called} holds no file.")
         staging.chmod(0o755)
         staging.rename(to)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise ArchiveRefused(f"{archive.name} is not a readable tar archive: {error}") from error
+    except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoomToUnpack(f"{called} cannot be unpacked: the disk is full.") from error
+        # What the system says names paths of ours; what the libraries say does not.
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ArchiveRefused(f"{called} is not a readable archive: {reason}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _unpack_tar(archive: Path, to: Path, limits: Limits) -> None:
-    written = 0
-    allowed = min(limits.total_bytes, max(limits.ratio_floor_bytes, archive.stat().st_size * limits.ratio))
+class _Target:
+    """Where an archive's entries go; refuses those that would harm."""
+
+    def __init__(self, path: Path, limits: Limits, archive_bytes: int, called: str) -> None:
+        self._path = path
+        self._limits = limits
+        self._ratio_bytes = max(limits.ratio_floor_bytes, archive_bytes * limits.ratio)
+        self._entries = 0
+        self._bytes = 0
+        self._called = called
+        self.files = 0
+
+    def add_folder(self, name: str) -> None:
+        self._place(name).mkdir(parents=True, exist_ok=True)
+
+    def add_file(self, name: str, source: IO[bytes] | None, declared_bytes: int) -> None:
+        """What is declared refuses a bomb before it is written; what is written, one that lies."""
+        target = self._place(name)
+        if source is None:
+            raise ArchiveRefused(f"{self._called} has an entry that cannot be read: {name[:200]}")
+        self._check_bytes(self._bytes + declared_bytes)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with source, target.open("xb") as file:
+            while chunk := source.read(_CHUNK_BYTES):
+                self.count_bytes(len(chunk))
+                file.write(chunk)
+        self.files += 1
+
+    def count_bytes(self, count: int) -> None:
+        self._bytes += count
+        self._check_bytes(self._bytes)
+
+    def refuse(self, name: str) -> None:
+        # A link inside the archive would be harmless, but no packer of models writes one: fewer cases, fewer holes.
+        raise ArchiveRefused(f"{self._called} has an entry that is neither file nor folder: {name[:200]}")
+
+    def _place(self, name: str) -> Path:
+        self._entries += 1
+        if self._entries > self._limits.entries:
+            raise ArchiveRefused(f"{self._called} has more than {self._limits.entries} entries.")
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise ArchiveRefused(f"{self._called} has an entry that leads out of it: {name[:200]}")
+        return self._path / path
+
+    def _check_bytes(self, count: int) -> None:
+        if count > self._limits.total_bytes:
+            raise ArchiveTooLarge(f"{self._called} unpacks to more than {self._limits.total_bytes} bytes.")
+        if count > self._ratio_bytes:
+            raise ArchiveRefused(f"{self._called} unpacks to more than {self._ratio_bytes} bytes.")
+
+
+def _unpack_tar(archive: Path, target: _Target) -> None:
     with tarfile.open(archive, "r:*") as tar:
-        for count, member in enumerate(tar, 1):
-            if count > limits.entries:
-                raise ArchiveRefused(f"{archive.name} has more than {limits.entries} entries.")
-            written += member.size if member.isreg() else 0
-            if written > allowed:
-                raise ArchiveRefused(f"{archive.name} unpacks to more than {allowed} bytes.")
-            _write_member(tar, member, to, archive.name)
+        for member in tar:
+            if member.isdir():
+                target.add_folder(member.name)
+            elif member.isreg():
+                target.add_file(member.name, tar.extractfile(member), member.size)
+            else:
+                target.refuse(member.name)
+        # To the end, where compressed files have their checksum: one that was cut off short of it is refused.
+        while tar.fileobj and (rest := tar.fileobj.read(_CHUNK_BYTES)):
+            target.count_bytes(len(rest))
 
 
-def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, to: Path, archive_name: str) -> None:
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts or "\0" in member.name:
-        raise ArchiveRefused(f"{archive_name} has an entry that leads out of it: {member.name[:200]}")
-    target = to / path
-    if member.isdir():
-        target.mkdir(parents=True, exist_ok=True)
-        return
-    # A link inside the archive would be harmless, but no packer of models writes one: fewer cases, fewer holes.
-    if not member.isreg():
-        raise ArchiveRefused(f"{archive_name} has an entry that is neither file nor folder: {member.name[:200]}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source = tar.extractfile(member)
-    if source is None:
-        raise ArchiveRefused(f"{archive_name} has an entry that cannot be read: {member.name[:200]}")
-    with source, target.open("xb") as file:
-        shutil.copyfileobj(source, file, _CHUNK_BYTES)
+def _is_zip(archive: Path) -> bool:
+    """zipfile.is_zipfile looks at the end: a tar whose last file is a zip would be taken for one."""
+    with archive.open("rb") as file:
+        return file.read(4) in _ZIP_STARTS
+
+
+def _unpack_zip(archive: Path, target: _Target) -> None:
+    with zipfile.ZipFile(archive) as file:
+        for info in file.infolist():
+            if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                target.refuse(info.filename)
+            elif info.is_dir():
+                target.add_folder(info.filename)
+            else:
+                target.add_file(info.filename, file.open(info), info.file_size)

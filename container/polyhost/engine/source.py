@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,23 +120,11 @@ def _unpacked(archive: Path, run_folder: Path) -> Path:
     to = Path(tempfile.mkdtemp(dir=run_folder, prefix="model-"))
     to.rmdir()
     try:
-        if zipfile.is_zipfile(archive):
-            _unzip(archive, to)
-        else:
-            unpack(archive, to)
-    except (ArchiveRefused, zipfile.BadZipFile, OSError) as error:
+        unpack(archive, to)
+    except (ArchiveRefused, OSError) as error:
         shutil.rmtree(to, ignore_errors=True)
         raise EngineError(f"Unable to load model: {error}") from error
     return to
-
-
-def _unzip(archive: Path, to: Path) -> None:
-    """Absolute paths and `..` are cut off by zipfile itself; sizes are limited as for tars."""
-    with zipfile.ZipFile(archive) as file:
-        allowed = max(256 * 1024**2, archive.stat().st_size * 200)
-        if len(file.infolist()) > 100_000 or sum(info.file_size for info in file.infolist()) > allowed:
-            raise ArchiveRefused(f"{archive.name} unpacks to more than {allowed} bytes.")
-        file.extractall(to)
 
 
 def _manifest(path: Path) -> dict[str, Any]:
