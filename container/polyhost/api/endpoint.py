@@ -96,7 +96,7 @@ class EndpointApi:
         if request.method == "POST" and request.path == "/":
             if "x-amz-target" in request.headers:
                 return await hosting_api.answer(
-                    self._hosting, request, request_id, lambda *named: self._authorize(request, *named, {})
+                    self._hosting, request, request_id, lambda action, resource: self._authorize(request, action, resource, {})
                 )
             return self._sts.answer(request, request_id)
         if request.method == "POST" and request.path == "/refresh":
