@@ -147,12 +147,12 @@ def test_models_see_no_credentials_and_no_signature(server: EndpointServer) -> N
     ("target", "words"),
     [
         ("nothing.tar.gz", "Failed to download model data"),
-        ("../boston.tar.gz", "segment"),
-        ("/etc/passwd", "TargetModel|begin"),
-        ("a//b.tar.gz", "segment"),
+        ("../boston.tar.gz", "cannot be the name of a model"),
+        ("/etc/passwd", "cannot be the name of a model"),
+        ("a//b.tar.gz", "cannot be the name of a model"),
         ("text.tar.gz", "Failed to extract model data archive"),
         ("north", "north"),
-        ("a\tb", "control|character"),
+        ("a\tb", "cannot be the name of a model"),
     ],
 )
 def test_a_bad_target_is_a_validation_error(server: EndpointServer, target: str, words: str) -> None:
@@ -162,9 +162,7 @@ def test_a_bad_target_is_a_validation_error(server: EndpointServer, target: str,
     name, error = error_of(server, TargetModel=target)
     assert (name, error.response["Error"]["Code"]) == ("ValidationError", "ValidationError")
     assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 400
-    import re
-
-    assert re.search(words, error.response["Error"]["Message"]), error.response["Error"]["Message"]
+    assert words in error.response["Error"]["Message"]
 
 
 def test_what_botocore_would_not_send_is_refused(server: EndpointServer) -> None:

@@ -63,7 +63,7 @@ class EndpointApi:
         self._runtime = RuntimeApi(
             traffic,
             measures,
-            self._authorize_invocation,
+            None if access is None else self._authorize_invocation,
             own_endpoint=own_endpoint,
             account_id=account_id,
             region=region,
@@ -96,7 +96,10 @@ class EndpointApi:
         if request.method == "POST" and request.path == "/":
             if "x-amz-target" in request.headers:
                 return await hosting_api.answer(
-                    self._hosting, request, request_id, lambda action, resource: self._authorize(request, action, resource, {})
+                    self._hosting,
+                    request,
+                    request_id,
+                    lambda action, resource: self._authorize(request, action, resource, {}),
                 )
             return self._sts.answer(request, request_id)
         if request.method == "POST" and request.path == "/refresh":

@@ -21,24 +21,19 @@ from polyhost.engine.protocol import Answer, Item
 
 # SageMaker's own limits.
 _MAX_BODY_BYTES = 6_291_456
-_MAX_LENGTHS = {
-    "x-amzn-sagemaker-target-model": 1024,
-    "x-amzn-sagemaker-custom-attributes": 1024,
-    "x-amzn-sagemaker-inference-id": 64,
-}
 _TARGET_MODEL = "x-amzn-sagemaker-target-model"
 _TARGET_VARIANT = "x-amzn-sagemaker-target-variant"
 _CUSTOM_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
-# What a container is sent of a request; credentials and signatures are not its business.
-_PASSED_ON = (
-    "content-type",
-    "accept",
-    _CUSTOM_ATTRIBUTES,
-    _TARGET_MODEL,
-    _TARGET_VARIANT,
-    "x-amzn-sagemaker-inference-id",
-    "x-amzn-sagemaker-session-id",
-)
+# What a container is sent of a request, with the longest it may be; credentials and signatures are not its business.
+_PASSED_ON = {
+    "content-type": 1024,
+    "accept": 1024,
+    _CUSTOM_ATTRIBUTES: 1024,
+    _TARGET_MODEL: 1024,
+    _TARGET_VARIANT: 63,
+    "x-amzn-sagemaker-inference-id": 64,
+    "x-amzn-sagemaker-session-id": 256,
+}
 _UNSUPPORTED = {
     "x-amzn-sagemaker-target-container-hostname": "TargetContainerHostname",
     "x-amzn-sagemaker-inference-component": "InferenceComponentName",
@@ -62,14 +57,15 @@ class RuntimeApi:
         self,
         traffic: Traffic,
         measures: Measures,
-        authorize: Callable[[Request, str, Mapping[str, str]], None],
+        authorize: Callable[[Request, str, Mapping[str, str]], None] | None,
         *,
         own_endpoint: str | None,
         account_id: str,
         region: str,
     ) -> None:
         """
-        `authorize` is asked with an endpoint's ARN and what a policy's conditions see; raises EndpointError.
+        `authorize` is asked with an endpoint's ARN and what a policy's conditions see; raises EndpointError. None:
+        everybody may.
 
         `own_endpoint`: the one that `/invocations` means.
         """
@@ -126,15 +122,10 @@ class RuntimeApi:
         if target and not target.isascii():
             target = _as_utf8(target)
         variant = headers.get(_TARGET_VARIANT, "")
-        context = {}
-        if target:
-            context["sagemaker:TargetModel"] = target
-        if variant:
-            context["sagemaker:TargetVariant"] = variant
-        self._authorize(request, self._arn + endpoint.lower(), context)
-        _check(request)
-        passed_on = {name: headers[name] for name in _PASSED_ON if name in headers}
-        return Asked(request_id, endpoint, target, variant, Item(request_id, passed_on, "", request.body), begin)
+        if self._authorize is not None:
+            self._authorize(request, self._arn + endpoint, _context(target, variant))
+        item = Item(request_id, _passed_on(request), "", request.body)
+        return Asked(request_id, endpoint, target, variant, item, begin)
 
     def _reply(
         self, asked: Asked, lane: Lane | None, answer: Answer | EndpointError, was_hit: bool | None, sent: float
@@ -164,17 +155,27 @@ class RuntimeApi:
         return reply
 
 
-def _check(request: Request) -> None:
-    """What botocore would not have sent. Raises ValidationError."""
+def _context(target: str, variant: str) -> dict[str, str]:
+    """What the conditions of a policy see."""
+    named = {"sagemaker:TargetModel": target, "sagemaker:TargetVariant": variant}
+    return {key: value for key, value in named.items() if value}
+
+
+def _passed_on(request: Request) -> dict[str, str]:
+    """What the container is sent of the headers. Raises ValidationError for what botocore would not have sent."""
     if len(request.body) > _MAX_BODY_BYTES:
         raise _TooLarge(f"The body has {len(request.body)} bytes, {_MAX_BODY_BYTES} are allowed.")
-    for name, longest in _MAX_LENGTHS.items():
-        value = request.headers.get(name)
-        if value is not None and len(value) > longest:
+    passed_on = {}
+    for name, value in request.headers.items():
+        longest = _PASSED_ON.get(name)
+        if longest is None:
+            if name in _UNSUPPORTED:
+                raise ValidationError(f"{_UNSUPPORTED[name]} is not supported by this server: leave it out.")
+        elif len(value) > longest:
             raise ValidationError(f"{name} has {len(value)} characters, {longest} are allowed.")
-    for name, member in _UNSUPPORTED.items():
-        if name in request.headers:
-            raise ValidationError(f"{member} is not supported by this server: leave it out.")
+        else:
+            passed_on[name] = value
+    return passed_on
 
 
 class _TooLarge(ValidationError):
