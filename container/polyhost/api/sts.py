@@ -1,0 +1,169 @@
+"""
+STS, as far as an endpoint's clients ask it: who am I, and the credentials of a role.
+
+The query protocol: a form comes, XML goes. Codes and texts are AWS's, so that boto3 raises what it raises there.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from urllib.parse import parse_qsl
+from xml.sax.saxutils import escape
+
+from polyhost.api.http import Reply, Request
+from polyhost.endpoint.access import Access, Caller, Credentials
+from polyhost.endpoint.errors import EndpointError, ValidationError
+
+logger = logging.getLogger("polyhost.api")
+
+_NAMESPACE = "https://sts.amazonaws.com/doc/2011-06-15/"
+_VERSION = "2011-06-15"
+_HEADERS = ((b"content-type", b"text/xml"),)
+_ACTIONS = ("AssumeRole", "GetCallerIdentity")
+_MOST_FIELDS = 100
+_DEFAULT_DURATION_SECS = "3600"
+# An ExternalId is taken and not looked at: no role here asks for one.
+_OF_ASSUME_ROLE = frozenset(
+    ("Action", "Version", "RoleArn", "RoleSessionName", "DurationSeconds", "Policy", "ExternalId"),
+)
+_ROLE_ARN = re.compile(r"arn:aws:iam::([0-9]{12}):role/([A-Za-z0-9_+=,.@-]{1,64})")
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# The query protocol has names of its own for what is the same.
+_CODES = {
+    "AccessDeniedException": "AccessDenied",
+    "ExpiredTokenException": "ExpiredToken",
+    "IncompleteSignatureException": "IncompleteSignature",
+    "InvalidSignatureException": "SignatureDoesNotMatch",
+    "MissingAuthenticationTokenException": "MissingAuthenticationToken",
+    "UnrecognizedClientException": "InvalidClientTokenId",
+}
+
+
+class InvalidAction(ValidationError):
+    type = "InvalidAction"
+
+
+class Sts:
+    """Without `access` nobody is asked: everyone is `account_id`'s root, and a role's credentials open nothing."""
+
+    def __init__(self, access: Access | None, account_id: str) -> None:
+        self._access = access
+        self._account_id = account_id
+
+    def answer(self, request: Request, request_id: str) -> Reply:
+        """Raises nothing."""
+        try:
+            status, document = 200, self._result(request, request_id)
+        except EndpointError as error:
+            status, document = error.status, _error_document(error, request_id)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            internal = EndpointError(f"Internal error: the server's log has request {request_id}.")
+            status, document = internal.status, _error_document(internal, request_id)
+        return Reply(document.encode(), status, _HEADERS, b"x-amzn-RequestId: %b\r\n" % request_id.encode())
+
+    def _result(self, request: Request, request_id: str) -> str:
+        caller = self._caller(request)
+        form = _form(request.body)
+        match form.get("Action"):
+            case "GetCallerIdentity":
+                fields = self._identity(caller)
+            case "AssumeRole":
+                fields = self._role(caller, form)
+            case action:
+                raise InvalidAction(
+                    f"Could not find operation {action} for version {_VERSION}: there are {', '.join(_ACTIONS)}.",
+                )
+        return _document(form["Action"], fields, request_id)
+
+    def _caller(self, request: Request) -> Caller | None:
+        if self._access is None:
+            return None
+        method, path, query, headers, body = request
+        return self._access.authenticate(method, path, query, headers, body, service="sts")
+
+    def _identity(self, caller: Caller | None) -> str:
+        if caller is None:
+            return _xml(Arn=f"arn:aws:iam::{self._account_id}:root", UserId=self._account_id, Account=self._account_id)
+        return _xml(Arn=caller.arn, UserId=caller.user_id, Account=caller.account_id)
+
+    def _role(self, caller: Caller | None, form: Mapping[str, str]) -> str:
+        unknown = sorted(form.keys() - _OF_ASSUME_ROLE)
+        if unknown:
+            raise ValidationError(f"The parameter {unknown[0][:64]} of AssumeRole is not supported here: leave it out.")
+        arn, name = _required(form, "RoleArn"), _required(form, "RoleSessionName")
+        duration = form.get("DurationSeconds", _DEFAULT_DURATION_SECS)
+        if not re.fullmatch("[0-9]{1,6}", duration):
+            raise ValidationError("DurationSeconds is not a number of seconds.")
+        if self._access is None or caller is None:
+            return _credentials(_unchecked(arn, name, int(duration)))
+        return _credentials(self._access.assume_role(caller, arn, name, int(duration), form.get("Policy")))
+
+
+def _form(body: bytes) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MOST_FIELDS)
+    except ValueError:
+        raise ValidationError(f"The body is not a form of at most {_MOST_FIELDS} fields in UTF-8.") from None
+    form = dict(pairs)
+    if len(form) < len(pairs):
+        raise ValidationError("The body names a field twice.")
+    return form
+
+
+def _required(form: Mapping[str, str], name: str) -> str:
+    if not form.get(name):
+        raise ValidationError(f"The parameter {name} is required.")
+    return form[name]
+
+
+def _unchecked(role_arn: str, session_name: str, duration_secs: int) -> Credentials:
+    """Of the right form; nobody looks at them."""
+    match = _ROLE_ARN.fullmatch(role_arn)
+    if match is None:
+        raise ValidationError("RoleArn is not of the form arn:aws:iam::123456789012:role/NAME.")
+    return Credentials(
+        access_key_id="ASIA" + secrets.token_hex(8).upper(),
+        secret_access_key=secrets.token_hex(20),
+        session_token=secrets.token_hex(20),
+        expires_at=int(time.time()) + duration_secs,
+        arn=f"arn:aws:sts::{match[1]}:assumed-role/{match[2]}/{session_name}",
+        user_id=f"AROA{match[1]}:{session_name}",
+    )
+
+
+# XML
+
+
+def _credentials(credentials: Credentials) -> str:
+    expiration = datetime.fromtimestamp(credentials.expires_at, timezone.utc)
+    keys = _xml(
+        AccessKeyId=credentials.access_key_id,
+        SecretAccessKey=credentials.secret_access_key,
+        SessionToken=credentials.session_token,
+        Expiration=f"{expiration:%Y-%m-%dT%H:%M:%SZ}",
+    )
+    user = _xml(AssumedRoleId=credentials.user_id, Arn=credentials.arn)
+    return f"<Credentials>{keys}</Credentials><AssumedRoleUser>{user}</AssumedRoleUser>"
+
+
+def _document(action: str, fields: str, request_id: str) -> str:
+    return (
+        f'<{action}Response xmlns="{_NAMESPACE}"><{action}Result>{fields}</{action}Result>'
+        f"<ResponseMetadata>{_xml(RequestId=request_id)}</ResponseMetadata></{action}Response>\n"
+    )
+
+
+def _error_document(error: EndpointError, request_id: str) -> str:
+    who = "Receiver" if error.status >= 500 else "Sender"
+    fields = _xml(Type=who, Code=_CODES.get(error.type, error.type), Message=error.message)
+    return f'<ErrorResponse xmlns="{_NAMESPACE}"><Error>{fields}</Error>{_xml(RequestId=request_id)}</ErrorResponse>\n'
+
+
+def _xml(**texts: str) -> str:
+    return "".join(f"<{name}>{escape(_NOT_IN_XML.sub('?', text))}</{name}>" for name, text in texts.items())
