@@ -3,38 +3,117 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 TEXT_FORMAT = "%(asctime)s [%(levelname)-5s] %(name)s - %(message)s"
+# What would end a line, move a terminal's cursor, or cannot be written at all.
+_NOT_IN_A_LINE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# The member that makes CloudWatch take metrics from a line.
+METRICS_MEMBER = "_aws"
+
+
+class Structured:
+    """What is logged as `logger.info(structured)`: a text to people, members of its own in the JSON form."""
+
+    def __str__(self) -> str:
+        raise NotImplementedError
+
+    def members(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class TextFormatter(logging.Formatter):
+    """One line a message, whatever clients have put into names; only a traceback has more, and they are indented."""
+
+    def __init__(self) -> None:
+        super().__init__(TEXT_FORMAT)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802 - logging's
+        return f"{_local_second(int(record.created))},{int(record.msecs):03d}"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"  {printable(line)}" for line in lines)
 
 
 class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.msg, Structured):
+            line = _json_line(record.created, record.levelname, record.name, record.msg.members())
+            if METRICS_MEMBER in line:
+                _metrics_lines.add(line)
+            return line
         message = record.getMessage()
         if record.exc_info:
             message = f"{message}\n{self.formatException(record.exc_info)}"
-        return _json_line(record.created, record.levelname, record.name, message)
+        return _json_line(record.created, record.levelname, record.name, {"message": message})
+
+
+@functools.lru_cache(maxsize=2)
+def _local_second(moment_secs: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment_secs))
+
+
+@functools.lru_cache(maxsize=2)
+def _utc_second(moment_secs: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment_secs))
+
+
+# Our own lines of metrics on their way through the pump.
+_metrics_lines: set[str] = set()
+
+
+def printable(text: str) -> str:
+    """With escapes for what could forge a line or cannot be printed."""
+    if text.isprintable():
+        return text
+    return _NOT_IN_A_LINE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def line_as_json(line: str) -> str:
     """A line of a process that does not know our format: an object stays, anything else becomes one."""
-    return line if line.startswith('{"time":') else _json_line(time.time(), "INFO", "stdout", line)
+    if line.startswith('{"time":') and not _forges_metrics(line):
+        return line
+    return _json_line(time.time(), "INFO", "stdout", {"message": line})
 
 
-def _json_line(moment_secs: float, level: str, logger: str, message: str) -> str:
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment_secs))
-    millis = int(moment_secs * 1000) % 1000
-    return json.dumps({"time": f"{moment}.{millis:03d}Z", "level": level, "logger": logger, "message": message})
+def _forges_metrics(line: str) -> bool:
+    """
+    Whether CloudWatch would take metrics from a line that is not ours.
+
+    A script may print what a client has sent. Its lines are lines of the log; its numbers are not our metrics.
+    """
+    if line in _metrics_lines:
+        _metrics_lines.discard(line)
+        return False
+    if METRICS_MEMBER not in line and "\\u00" not in line:  # it may be written with escapes
+        return False
+    try:
+        return METRICS_MEMBER in json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+
+
+def _json_line(moment_secs: float, level: str, logger: str, members: Mapping[str, Any]) -> str:
+    moment = f"{_utc_second(int(moment_secs))}.{int(moment_secs * 1000) % 1000:03d}Z"
+    return json.dumps({"time": moment, "level": level, "logger": logger, **members})
 
 
 def formatter_for(log_format: str) -> logging.Formatter:
-    return JsonFormatter() if log_format == "json" else logging.Formatter(TEXT_FORMAT)
+    return JsonFormatter() if log_format == "json" else TextFormatter()
 
 
 def configure(log_format: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,14 @@ class _Series:
     total: float = 0.0
 
 
+class _Collected(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
 class Metrics(Collector):
     """One per server."""
 
@@ -38,6 +47,10 @@ class Metrics(Collector):
         # By name and whether it is a counter; then by model.
         self._handlers: dict[tuple[str, bool], dict[str, _Series]] = {}
         self._series_count = 0
+
+    def add(self, collector: Collector) -> None:
+        """Its metrics are in the exposition from now on."""
+        self._registry.register(collector)
 
     def of_handler(self, model: str, metrics: Sequence[HandlerMetric]) -> None:
         """What a handler added to MMS's `context.metrics` while it answered a request."""
@@ -67,6 +80,12 @@ class Metrics(Collector):
 
     def exposition(self) -> bytes:
         return generate_latest(self._registry)
+
+    async def exposition_aside(self) -> bytes:
+        """As `exposition`. The text of thousands of series takes longer than requests may wait: a thread writes it."""
+        now = CollectorRegistry()
+        now.register(_Collected(list(self._registry.collect())))
+        return await asyncio.to_thread(generate_latest, now)
 
     def collect(self) -> Iterator[Metric]:
         words = "From handlers' context.metrics."
