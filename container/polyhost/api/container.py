@@ -127,7 +127,7 @@ class ContainerApi:
                 await self._engine.describe(name)  # raises if it is unknown
                 return json_result(model_document(name))
             case ["metrics"]:
-                return Result(self._metrics.exposition(), headers=_METRICS)
+                return Result(await self._metrics.exposition_aside(), headers=_METRICS)
             case ["execution-parameters"]:
                 return self._execution_parameters()
             case ["api-description"]:

@@ -99,6 +99,8 @@ class RuntimeApi:
             answer = await self._traffic.invoke(lane, asked.target, asked.item)
         except EndpointError as error:
             answer = error
+            if isinstance(error, ValidationError):
+                was_hit = None  # there is no such model to be hit or missed
         asked = asked or Asked(request_id, endpoint, "", "", Item(request_id, {}, "", request.body), begin)
         return self._reply(asked, lane, answer, was_hit, sent)
 
@@ -148,6 +150,7 @@ class RuntimeApi:
                 total_secs=now - asked.begin,
                 model_secs=now - sent,
                 was_hit=was_hit,
+                model_status=answer.original_status if isinstance(answer, ModelError) else 0,
             )
         )
         if was_hit is False and lane is not None:

@@ -355,11 +355,12 @@ class ModelCache:
 
     def _settle(self, model: Model, loaded: Loaded, secs: float) -> None:
         """A version is there; what was loaded before goes when it is idle."""
+        shelf, artifact = model.shelf, loaded.artifact
         if model.loaded is not None:
             self._retire(model, is_stale=True)
+            self._measures.swapped(shelf.endpoint, shelf.variant, model.target, secs)
         model.loaded = loaded
         self._resident[model] = None
-        shelf, artifact = model.shelf, loaded.artifact
         self._measures.loaded(
             shelf.endpoint, shelf.variant, model.target, download_secs=artifact.fetch_secs, load_secs=secs
         )

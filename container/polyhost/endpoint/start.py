@@ -79,6 +79,8 @@ class EndpointHalf:
 
     def endpoints_have_changed(self) -> None:
         endpoints = self.hosting.endpoints()
+        for gone in self.traffic.forget_all_but({endpoint.name for endpoint in endpoints}):
+            self.measures.forget_endpoint(gone)
         containers = {
             container for endpoint in endpoints for variant in endpoint.variants for container in variant.containers
         }
@@ -119,7 +121,10 @@ def endpoint_half(plan: Plan, environ: Mapping[str, str], engine: Engine, metric
     access = _access(config, region, state)
     account_id = access.account_id if access else _NO_ACCOUNT
     preloaded(config)
-    measures = Measures(access_log=config.access_log == "on", emf_namespace=config.emf_namespace)
+    try:
+        measures = Measures(access_log=config.access_log == "on", emf_namespace=config.emf_namespace)
+    except ValueError as error:
+        raise InvalidSetting(f"--emf-namespace: {error}.") from error
     artifacts = Artifacts(
         cache_folder(config, environ),
         budget_bytes=config.disk_budget,
@@ -197,7 +202,7 @@ def _gauges(cache: ModelCache, engine: Engine, artifacts: Artifacts) -> Gauges:
         loaded_models=loaded,
         memory_utilization=engine.used_bytes() / engine.budget_bytes,
         disk_utilization=artifacts.used_bytes / max(1, artifacts.budget_bytes),
-        cpu_utilization=psutil.cpu_percent() / 100,
+        cpu_utilization=psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from polyhost.endpoint.cache import ModelCache, Shelf
@@ -72,7 +72,6 @@ class Traffic:
         """Where the request goes. Raises ValidationError."""
         endpoint = self._find(endpoint_name)
         if endpoint is None:
-            self._routes.pop(endpoint_name, None)
             raise ValidationError(f"Endpoint {endpoint_name} of account {self._account_id} not found.")
         route = self._routes.get(endpoint_name)
         if route is None or route.endpoint is not endpoint:
@@ -102,6 +101,13 @@ class Traffic:
     def warm(self, endpoint: Endpoint) -> None:
         """What can be started before an endpoint's first request."""
         self._routes[endpoint.name] = self._route(endpoint)
+
+    def forget_all_but(self, names: Collection[str]) -> list[str]:
+        """The endpoints that were here and are no more."""
+        gone = [name for name in self._routes if name not in names]
+        for name in gone:
+            del self._routes[name]
+        return gone
 
     def is_resident(self, lane: Lane, target: str) -> bool:
         """Whether the model that the client chose answers without a load."""
