@@ -1,0 +1,183 @@
+"""A server with access control, called by boto3 as its users do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+from botocore.exceptions import ClientError
+from support.endpoint import EndpointServer
+from support.server import Answer
+
+HOUSE = "1998,2150,3,2.5,0.4,2"
+ENDPOINT = "arn:aws:sagemaker:us-east-1:123456789012:endpoint/polyhost"
+KEYS = {"aws_access_key_id": "AKIAADMIN", "aws_secret_access_key": "admin-secret"}
+BOB = {"aws_access_key_id": "AKIABOB", "aws_secret_access_key": "bob-secret"}
+
+
+def allow(action: str | list[str], resource: str = "*", **condition: Any) -> dict[str, Any]:
+    statement = {"Effect": "Allow", "Action": action, "Resource": resource}
+    if condition:
+        statement["Condition"] = condition
+    return {"Version": "2012-10-17", "Statement": [statement]}
+
+
+def principals() -> dict[str, Any]:
+    return {
+        "account_id": "123456789012",
+        "metrics_token": "for-prometheus",
+        "users": [
+            {"name": "admin", "access_key_id": "AKIAADMIN", "secret_access_key": "admin-secret",
+             "policies": [allow(["sagemaker:*", "polyhost:*", "sts:AssumeRole"])]},
+            {"name": "bob", "access_key_id": "AKIABOB", "secret_access_key": "bob-secret",
+             "policies": [allow("sts:AssumeRole")]},
+        ],
+        "roles": [
+            {"name": "boston-only", "may_be_assumed_by": ["bob"],
+             "policies": [allow("sagemaker:InvokeEndpoint", ENDPOINT,
+                                StringLike={"sagemaker:TargetModel": ["boston/*"]})]},
+        ],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, samples_folder: Path) -> Iterator[EndpointServer]:
+    folder = tmp_path_factory.mktemp("locked")
+    for name in ("boston", "houston"):
+        (folder / "models" / name).mkdir(parents=True)
+        shutil.copy(samples_folder / f"{name}.tar.gz", folder / "models" / name / "model.tar.gz")
+    file = folder / "principals.json"
+    file.write_text(json.dumps(principals()))
+    file.chmod(0o600)
+    server = EndpointServer("native", folder / "models", "--auth", "sigv4", "--auth-file", str(file))
+    server.file = file
+    yield server
+    assert server.stop() == 0, server.process.log
+    for secret in ("admin-secret", "bob-secret", "for-prometheus"):
+        assert secret not in server.process.log
+
+
+def invoke(server: EndpointServer, target: str, **keys: str) -> str:
+    runtime = server.client("sagemaker-runtime", **keys)
+    answer = runtime.invoke_endpoint(EndpointName="polyhost", TargetModel=target, ContentType="text/csv", Body=HOUSE)
+    return str(answer["Body"].read().decode())
+
+
+def refusal(server: EndpointServer, target: str = "boston/model.tar.gz", **keys: str) -> tuple[str, str]:
+    with pytest.raises(ClientError) as caught:
+        invoke(server, target, **keys)
+    assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
+    return caught.value.response["Error"]["Code"], caught.value.response["Error"]["Message"]
+
+
+def signed(server: EndpointServer, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
+    """As the admin, by botocore's own signer."""
+    request = AWSRequest(method, server.url + path, data=body, headers=headers)
+    SigV4Auth(Credentials("AKIAADMIN", "admin-secret"), "sagemaker", "us-east-1").add_auth(request)
+    named = {name.replace("-", "_"): value for name, value in request.headers.items()}
+    return server.request(method, path, body, **named)
+
+
+def test_who_may_is_answered(server: EndpointServer) -> None:
+    """
+    boto3 signs, the server checks.
+    """
+    assert json.loads(invoke(server, "boston/model.tar.gz", **KEYS))
+
+
+def test_a_role_is_restricted_to_its_models(server: EndpointServer) -> None:
+    """
+    Assumed by STS; the answer to the others is AWS's sentence.
+    """
+    given = server.client("sts", **BOB).assume_role(
+        RoleArn="arn:aws:iam::123456789012:role/boston-only", RoleSessionName="test"
+    )["Credentials"]
+    keys = {
+        "aws_access_key_id": given["AccessKeyId"],
+        "aws_secret_access_key": given["SecretAccessKey"],
+        "aws_session_token": given["SessionToken"],
+    }
+    assert json.loads(invoke(server, "boston/model.tar.gz", **keys))
+    code, message = refusal(server, "houston/model.tar.gz", **keys)
+    assert code == "AccessDeniedException"
+    assert message.startswith(
+        "User: arn:aws:sts::123456789012:assumed-role/boston-only/test is not authorized to perform: "
+        f"sagemaker:InvokeEndpoint on resource: {ENDPOINT}"
+    )
+    code, _ = refusal(server, **{**keys, "aws_session_token": given["SessionToken"][:-4] + "AAAA"})
+    assert code in ("UnrecognizedClientException", "InvalidSignatureException")
+
+
+def test_who_may_not_is_told_why(server: EndpointServer) -> None:
+    """
+    Unknown keys, wrong secrets, no policy, no signature.
+    """
+    assert refusal(server)[0] == "UnrecognizedClientException"
+    assert refusal(server, **{**KEYS, "aws_secret_access_key": "wrong"})[0] == "InvalidSignatureException"
+    assert refusal(server, **BOB)[0] == "AccessDeniedException"
+    answer = server.request("POST", "/invocations", HOUSE, X_Amzn_SageMaker_Target_Model="boston/model.tar.gz")
+    assert (answer.status, answer.fields["x-amzn-errortype"]) == (403, "MissingAuthenticationTokenException")
+
+
+def test_the_control_plane_and_mmss_routes_need_it_too(server: EndpointServer) -> None:
+    """
+    /ping is open, /metrics is for whoever has the token.
+    """
+    assert server.request("GET", "/ping").status == 200
+    assert server.request("GET", "/models").status == 403
+    assert signed(server, "GET", "/models").status == 200
+    assert server.request("POST", "/refresh").status == 403
+    assert signed(server, "POST", "/refresh").status == 200
+    assert server.request("GET", "/metrics").status == 403
+    assert server.request("GET", "/metrics", Authorization="Bearer wrong").status == 403
+    assert server.request("GET", "/metrics", Authorization="Bearer for-prometheus").status == 200
+    assert server.client("sagemaker", **KEYS).list_endpoints()["Endpoints"]
+    with pytest.raises(ClientError, match="not authorized to perform: sagemaker:ListEndpoints"):
+        server.client("sagemaker", **BOB).list_endpoints()
+    assert server.client("sts", **BOB).get_caller_identity()["Arn"] == "arn:aws:iam::123456789012:user/bob"
+
+
+def test_the_file_is_read_again_when_it_changes(server: EndpointServer) -> None:
+    """
+    A broken one leaves the old in force.
+    """
+    changed = principals()
+    changed["users"][1]["policies"].append(allow("sagemaker:InvokeEndpoint"))
+    replace(server.file, json.dumps(changed))
+    wait_until(lambda: is_allowed(server, BOB))
+    replace(server.file, "{")
+    wait_until(lambda: "principals.json" in server.process.log and is_allowed(server, BOB))
+    replace(server.file, json.dumps(principals()))
+    wait_until(lambda: not is_allowed(server, BOB))
+
+
+def replace(file: Path, text: str) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.chmod(stat.S_IRUSR | stat.S_IWUSR)
+    os.replace(new, file)
+
+
+def is_allowed(server: EndpointServer, keys: dict[str, str]) -> bool:
+    try:
+        invoke(server, "boston/model.tar.gz", **keys)
+    except ClientError:
+        return False
+    return True
+
+
+def wait_until(condition: Any) -> None:
+    """The file is looked at once a second: ask until it was."""
+    for _ in range(2000):
+        if condition():
+            return
+    raise AssertionError("it never came")
