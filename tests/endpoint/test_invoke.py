@@ -29,7 +29,8 @@ def predict_fn(data, model):
     return data
 
 def output_fn(prediction, accept):
-    return json.dumps({"got": prediction, "accept": accept, "env": sorted(n for n in os.environ if n.startswith("AWS_"))})
+    seen = sorted(name for name in os.environ if name.startswith("AWS_"))
+    return json.dumps({"got": prediction, "accept": accept, "env": seen})
 """
 
 

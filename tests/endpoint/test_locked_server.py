@@ -20,8 +20,8 @@ from support.server import Answer
 
 HOUSE = "1998,2150,3,2.5,0.4,2"
 ENDPOINT = "arn:aws:sagemaker:us-east-1:123456789012:endpoint/polyhost"
-KEYS = {"aws_access_key_id": "AKIAADMIN", "aws_secret_access_key": "admin-secret"}
-BOB = {"aws_access_key_id": "AKIABOB", "aws_secret_access_key": "bob-secret"}
+KEYS = {"aws_access_key_id": "AKIAADMINADMINADMIN0", "aws_secret_access_key": "the-secret-of-the-admin"}
+BOB = {"aws_access_key_id": "AKIABOBBOBBOBBOB0000", "aws_secret_access_key": "the-secret-of-bob-himself"}
 
 
 def allow(action: str | list[str], resource: str = "*", **condition: Any) -> dict[str, Any]:
@@ -34,11 +34,11 @@ def allow(action: str | list[str], resource: str = "*", **condition: Any) -> dic
 def principals() -> dict[str, Any]:
     return {
         "account_id": "123456789012",
-        "metrics_token": "for-prometheus",
+        "metrics_token": "the-token-for-prometheus",
         "users": [
-            {"name": "admin", "access_key_id": "AKIAADMIN", "secret_access_key": "admin-secret",
+            {"name": "admin", "access_key_id": "AKIAADMINADMINADMIN0", "secret_access_key": "the-secret-of-the-admin",
              "policies": [allow(["sagemaker:*", "polyhost:*", "sts:AssumeRole"])]},
-            {"name": "bob", "access_key_id": "AKIABOB", "secret_access_key": "bob-secret",
+            {"name": "bob", "access_key_id": "AKIABOBBOBBOBBOB0000", "secret_access_key": "the-secret-of-bob-himself",
              "policies": [allow("sts:AssumeRole")]},
         ],
         "roles": [
@@ -62,7 +62,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, samples_folder: Path) -> It
     server.file = file
     yield server
     assert server.stop() == 0, server.process.log
-    for secret in ("admin-secret", "bob-secret", "for-prometheus"):
+    for secret in ("the-secret-of-the-admin", "the-secret-of-bob-himself", "the-token-for-prometheus"):
         assert secret not in server.process.log
 
 
@@ -82,7 +82,9 @@ def refusal(server: EndpointServer, target: str = "boston/model.tar.gz", **keys:
 def signed(server: EndpointServer, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
     """As the admin, by botocore's own signer."""
     request = AWSRequest(method, server.url + path, data=body, headers=headers)
-    SigV4Auth(Credentials("AKIAADMIN", "admin-secret"), "sagemaker", "us-east-1").add_auth(request)
+    SigV4Auth(Credentials("AKIAADMINADMINADMIN0", "the-secret-of-the-admin"), "sagemaker", "us-east-1").add_auth(
+        request
+    )
     named = {name.replace("-", "_"): value for name, value in request.headers.items()}
     return server.request(method, path, body, **named)
 
@@ -139,7 +141,7 @@ def test_the_control_plane_and_mmss_routes_need_it_too(server: EndpointServer) -
     assert signed(server, "POST", "/refresh").status == 200
     assert server.request("GET", "/metrics").status == 403
     assert server.request("GET", "/metrics", Authorization="Bearer wrong").status == 403
-    assert server.request("GET", "/metrics", Authorization="Bearer for-prometheus").status == 200
+    assert server.request("GET", "/metrics", Authorization="Bearer the-token-for-prometheus").status == 200
     assert server.client("sagemaker", **KEYS).list_endpoints()["Endpoints"]
     with pytest.raises(ClientError, match="not authorized to perform: sagemaker:ListEndpoints"):
         server.client("sagemaker", **BOB).list_endpoints()

@@ -162,7 +162,11 @@ class Server:
              "--model-root", "/", *arguments],
             {**clean, "SAGEMAKER_BASE_DIR": str(self.temp / "no-model"), "TMPDIR": str(self.temp), **(environ or {})},
         )  # fmt: skip
-        self.process.wait_for_line(r"\] polyhost - ready on|\"message\": \"ready on")
+        try:
+            self.process.wait_for_line(r"\] polyhost - ready on|\"message\": \"ready on")
+        except AssertionError:
+            self.kill()
+            raise
 
     def stop(self) -> int:
         """Ask it to stop as a platform does; its exit code."""

@@ -401,8 +401,9 @@ class ModelCache:
         environ = dict(shelf.container.environ)
         if not shelf.container.is_multi_model:
             environ["SAGEMAKER_MULTI_MODEL"] = "false"
-        if "://" in environ.get(_SUBMIT_DIRECTORY, ""):
-            shelf.code = await self._artifacts.get(*split_archive_url(environ[_SUBMIT_DIRECTORY]))
+        code = environ.get(_SUBMIT_DIRECTORY, "").removeprefix("file://")
+        if code.endswith(".tar.gz"):
+            shelf.code = await self._artifacts.get(*split_archive_url(code))
             environ[_SUBMIT_DIRECTORY] = str(shelf.code.path)
         return tuple(sorted(environ.items()))
 

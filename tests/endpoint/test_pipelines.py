@@ -1,0 +1,191 @@
+"""Endpoints that clients make: pipelines, variants, containers with variables and code of their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from support.endpoint import EndpointServer, packed
+
+ROLE = "arn:aws:iam::000000000000:role/any"
+HOUSE = "1998,2150,3,2.5,0.4,2"
+RAW = f"{HOUSE},y,n"
+SAYS = """
+import json, os
+
+def model_fn(model_dir):
+    return {"model": open(model_dir + "/name.txt").read(), "variable": os.environ.get("SAYS", "")}
+
+def input_fn(body, content_type):
+    return body if isinstance(body, str) else body.decode()
+
+def predict_fn(data, model):
+    return {**model, "data": data}
+
+def output_fn(prediction, accept):
+    return json.dumps(prediction)
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, samples_folder: Path) -> Iterator[EndpointServer]:
+    models = tmp_path_factory.mktemp("pipelines") / "models"
+    (models / "linear").mkdir(parents=True)
+    shutil.copy(samples_folder / "house_linear_learner.tar.gz", models / "linear" / "city.tar.gz")
+    for name in ("house_preprocessor", "houston", "boston"):
+        shutil.copy(samples_folder / f"{name}.tar.gz", models)
+    source = models.parent / "source"
+    for name in ("a", "b"):
+        folder = source / name
+        folder.mkdir(parents=True)
+        (folder / "name.txt").write_text(name)
+        packed(folder, models / "plain" / f"{name}.tar.gz")
+    code = source / "code"
+    code.mkdir()
+    (code / "serve_it.py").write_text(SAYS)
+    packed(code, models / "sourcedir.tar.gz")
+    server = EndpointServer("native", models)
+    server.models = models
+    yield server
+    assert server.stop() == 0, server.process.log
+
+
+def container(server: EndpointServer, path: str, **more: Any) -> dict[str, Any]:
+    return {"Image": "any/image:1", "ModelDataUrl": f"file://{server.models}/{path}", **more}
+
+
+def deployed(server: EndpointServer, name: str, *containers: dict[str, Any]) -> str:
+    sagemaker = server.client("sagemaker")
+    sagemaker.create_model(ModelName=name, ExecutionRoleArn=ROLE, Containers=list(containers))
+    variant = {
+        "ModelName": name, "VariantName": "AllTraffic", "InitialInstanceCount": 1, "InstanceType": "ml.m5.large",
+    }  # fmt: skip
+    sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
+    sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
+    assert sagemaker.describe_endpoint(EndpointName=name)["EndpointStatus"] == "InService"
+    return name
+
+
+def test_a_preprocessor_before_a_multi_model_learner(server: EndpointServer) -> None:
+    """
+    Raw rows with y and n go in, a score comes out; TargetModel is the learner's alone.
+    """
+    deployed(
+        server, "houses",
+        container(server, "house_preprocessor.tar.gz", ContainerHostname="preprocessor"),
+        container(server, "linear/", Mode="MultiModel", ContainerHostname="learner"),
+    )  # fmt: skip
+    answer = server.predict("city.tar.gz", RAW, EndpointName="houses", Accept="application/json")
+    assert list(json.loads(answer)) == ["predictions"]
+    assert isinstance(json.loads(answer)["predictions"][0]["score"], float)
+    with pytest.raises(ClientError) as caught:
+        server.predict("city.tar.gz", "x,y", EndpointName="houses")
+    assert " from preprocessor with message " in caught.value.response["Error"]["Message"]
+    with pytest.raises(ClientError) as caught:
+        server.predict("other.tar.gz", RAW, EndpointName="houses")
+    assert caught.value.response["Error"]["Code"] == "ValidationError"
+
+
+def test_a_single_model_endpoint_takes_no_target(server: EndpointServer) -> None:
+    """
+    And answers as AWS's single-model containers do: XGBoost's default is CSV.
+    """
+    deployed(server, "one-model", container(server, "houston.tar.gz"))
+    answer = server.client("sagemaker-runtime").invoke_endpoint(
+        EndpointName="one-model", ContentType="text/csv", Body=HOUSE
+    )
+    assert answer["ContentType"].startswith("text/csv")
+    assert float(answer["Body"].read())
+    with pytest.raises(ClientError, match="is not a multi-model endpoint and does not support target model header"):
+        server.predict("houston.tar.gz", HOUSE, EndpointName="one-model")
+
+
+def test_a_containers_variables_and_code_reach_its_models(server: EndpointServer) -> None:
+    """
+    Each container's own; the code serves every model of it.
+    """
+    for name in ("first", "second"):
+        environment = {
+            "SAYS": name,
+            "SAGEMAKER_PROGRAM": "serve_it.py",
+            "SAGEMAKER_SUBMIT_DIRECTORY": f"file://{server.models}/sourcedir.tar.gz",
+        }
+        deployed(server, name, container(server, "plain/", Mode="MultiModel", Environment=environment))
+    for name in ("first", "second", "first"):
+        for target in ("a", "b"):
+            answer = json.loads(server.predict(f"{target}.tar.gz", "x", "text/plain", EndpointName=name))
+            assert answer == {"model": target, "variable": name, "data": "x"}
+
+
+def test_traffic_splits_by_weight(server: EndpointServer) -> None:
+    """
+    A named variant gets its own; an update swaps without a gap, a deleted endpoint is gone with its models.
+    """
+    sagemaker = server.client("sagemaker")
+    variants = []
+    for name, weight in (("houston", 3.0), ("boston", 1.0)):
+        model = {**container(server, f"{name}.tar.gz")}
+        sagemaker.create_model(ModelName=f"split-{name}", ExecutionRoleArn=ROLE, PrimaryContainer=model)
+        variants.append({
+            "ModelName": f"split-{name}", "VariantName": name, "InitialVariantWeight": weight,
+            "InitialInstanceCount": 1, "InstanceType": "ml.m5.large",
+        })  # fmt: skip
+    sagemaker.create_endpoint_config(EndpointConfigName="split", ProductionVariants=variants)
+    sagemaker.create_endpoint(EndpointName="split", EndpointConfigName="split")
+    runtime = server.client("sagemaker-runtime")
+
+    def count(requests: int, **more: str) -> Counter[str]:
+        return Counter(
+            runtime.invoke_endpoint(EndpointName="split", ContentType="text/csv", Body=HOUSE, **more)[
+                "InvokedProductionVariant"
+            ]
+            for _ in range(requests)
+        )
+
+    split = count(400)
+    assert 240 < split["houston"] < 360  # 300 and seven standard deviations
+    assert count(5, TargetVariant="boston") == {"boston": 5}
+    sagemaker.update_endpoint_weights_and_capacities(
+        EndpointName="split", DesiredWeightsAndCapacities=[{"VariantName": "houston", "DesiredWeight": 0.0}]
+    )
+    assert count(50) == {"boston": 50}
+    sagemaker.delete_endpoint(EndpointName="split")
+    with pytest.raises(ClientError, match="Endpoint split of account 000000000000 not found"):
+        count(1)
+
+
+def test_endpoints_survive_a_kill(server: EndpointServer, tmp_path: Path) -> None:
+    """
+    What was acknowledged is there after kill -9 and a new start, and answers.
+    """
+    first = EndpointServer("native", server.models, state=tmp_path / "state")
+    first.models = server.models
+    deployed(first, "kept", container(first, "houston.tar.gz"))
+    before = first.predict(None, HOUSE, EndpointName="kept")
+    first.kill()
+    second = EndpointServer("native", server.models, state=tmp_path / "state")
+    try:
+        assert second.predict(None, HOUSE, EndpointName="kept") == before
+    finally:
+        assert second.stop() == 0, second.process.log
+
+
+def test_mms_has_one_container_definition(server: EndpointServer) -> None:
+    """
+    What differs from the server's own is refused with a sentence.
+    """
+    mms = EndpointServer("mms", server.models)
+    mms.models = server.models
+    try:
+        with pytest.raises(ClientError, match="With --engine mms a server has one container definition"):
+            deployed(mms, "other", container(mms, "plain/", Mode="MultiModel", Environment={"A": "B"}))
+        deployed(mms, "same", container(mms, "", Mode="MultiModel"))
+        assert json.loads(mms.predict("houston.tar.gz", HOUSE, EndpointName="same"))
+    finally:
+        assert mms.stop() == 0, mms.process.log
