@@ -1,0 +1,80 @@
+"""The control plane's protocol: AWS's JSON 1.1, one POST for every operation, named in a header."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from polyhost.api.http import Reply, Request
+from polyhost.endpoint.errors import EndpointError
+from polyhost.endpoint.hosting import Hosting, HostingError
+
+logger = logging.getLogger("polyhost.api")
+
+TARGET_HEADER = "x-amz-target"
+_SERVICE = "SageMaker."
+_JSON = ((b"content-type", b"application/x-amz-json-1.1"),)
+# The largest request of ours, CreateModel with 15 containers and all that they may have, is about as long.
+_MOST_BYTES = 2 * 1024**2
+
+
+async def answer(hosting: Hosting, request: Request, request_id: str, authorize: Callable[[str, str], None]) -> Reply:
+    """
+    The reply to a request that has the header TARGET_HEADER.
+
+    `authorize` is called with the action and its resource's ARN; an EndpointError that it raises is the answer.
+    """
+    try:
+        operation = _operation_of(request)
+        parameters = _parameters_of(request)
+        authorize(f"sagemaker:{operation}", hosting.resource_of(operation, parameters))
+        return _reply(await hosting.call(operation, parameters), request_id)
+    except HostingError as error:
+        return _error(error.code, error.message, error.status, request_id)
+    except EndpointError as error:
+        # This protocol has one status for all that is the caller's.
+        return _error(error.type, error.message, 400 if error.status < 500 else error.status, request_id)
+    except Exception:
+        logger.exception("request %s failed", request_id)
+        return _error("InternalFailure", f"Internal error: the server's log has request {request_id}.", 500, request_id)
+
+
+def _operation_of(request: Request) -> str:
+    target = request.headers.get(TARGET_HEADER, "")
+    if request.method != "POST" or not target.startswith(_SERVICE):
+        raise HostingError(
+            "UnknownOperationException", f"The control plane takes POST / with {TARGET_HEADER}: SageMaker.OPERATION."
+        )
+    return target.removeprefix(_SERVICE)
+
+
+def _parameters_of(request: Request) -> dict[str, Any]:
+    if len(request.body) > _MOST_BYTES:
+        raise HostingError("RequestEntityTooLargeException", f"A request has {_MOST_BYTES} bytes at most.", 413)
+    try:
+        parameters = json.loads(request.body or b"{}", parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise HostingError("SerializationException", f"The body is not JSON: {error}.") from error
+    if not isinstance(parameters, dict):
+        raise HostingError("SerializationException", "The body is not a JSON object.")
+    return parameters
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _reply(document: Mapping[str, Any], request_id: str) -> Reply:
+    return Reply(json.dumps(document).encode(), 200, _JSON, _request_id_line(request_id))
+
+
+def _error(code: str, message: str, status: int, request_id: str) -> Reply:
+    body = json.dumps({"__type": code, "message": message}).encode()
+    headers = (*_JSON, (b"x-amzn-errortype", code.encode()))
+    return Reply(body, status, headers, _request_id_line(request_id))
+
+
+def _request_id_line(request_id: str) -> bytes:
+    return b"x-amzn-requestid: %b\r\n" % request_id.encode()

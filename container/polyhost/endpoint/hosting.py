@@ -1,0 +1,122 @@
+"""
+The control plane: SageMaker's models, endpoint configurations and endpoints, at home.
+
+Owns the definitions of all endpoints in memory, where a request finds its own without waiting. Operations run one
+after the other in a thread of their own, which owns the file; what one has changed is seen here before it is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from polyhost.endpoint.arns import Arns
+from polyhost.endpoint.definitions import Endpoint
+from polyhost.endpoint.operations import Check, HostingError, Operations, Outcome
+from polyhost.endpoint.requests import OPERATIONS
+from polyhost.endpoint.state import State
+
+__all__ = ["Hosting", "HostingError"]
+
+logger = logging.getLogger("polyhost.endpoint")
+
+
+class Hosting:
+    """
+    `own` is the endpoint of the command line, always there. `allowed_folders`: where models may lie but in buckets.
+
+    `check` is told all containers that there would be and says in a sentence why that cannot be, or None; it runs in
+    the file's thread and must only look at what it is given. `on_change` is called on the event loop whenever
+    `endpoints` are others.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        account_id: str,
+        region: str,
+        own: Endpoint | None,
+        allowed_folders: Sequence[Path] = (),
+        check: Check = lambda _: None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._state_dir = state_dir
+        self._arns = Arns(account_id, region)
+        self._own = own
+        self._allowed_folders = tuple(allowed_folders)
+        self._check = check
+        self._on_change = on_change
+        self._endpoints: dict[str, Endpoint] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="polyhost-state")
+        self._state: State | None = None
+        self._operations: Operations | None = None
+
+    async def start(self) -> None:
+        """Raises StartFailed."""
+        self._loop = asyncio.get_running_loop()
+        self._endpoints = await self._loop.run_in_executor(self._thread, self._open)
+        if self._own:
+            self._endpoints[self._own.name] = self._own
+
+    async def stop(self) -> None:
+        """What was under way is done first."""
+        if self._state:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._state.close)
+        self._thread.shutdown()
+
+    def endpoint(self, name: str) -> Endpoint | None:
+        return self._endpoints.get(name)
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        return list(self._endpoints.values())
+
+    async def call(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to an operation, done and kept. Raises HostingError."""
+        if operation not in OPERATIONS:
+            raise HostingError(
+                "UnknownOperationException",
+                f"{operation[:100]} is not an operation of Polyhost, which serves models: it does not train, "
+                f"transform in batches, stream or answer asynchronously. Operations: {', '.join(OPERATIONS)}.",
+            )
+        return await self._loop.run_in_executor(self._thread, self._perform, operation, parameters)
+
+    def resource_of(self, operation: str, parameters: Mapping[str, Any]) -> str:
+        """The ARN that a policy for this operation names."""
+        return self._arns.touched_by(operation, parameters)
+
+    def _publish(self, changed: Mapping[str, Endpoint | None]) -> None:
+        for name, endpoint in changed.items():
+            if endpoint is None:
+                self._endpoints.pop(name, None)
+            else:
+                self._endpoints[name] = endpoint
+        self._on_change()
+
+    # In the thread
+
+    def _open(self) -> dict[str, Endpoint]:
+        self._state = State(self._state_dir)
+        self._operations = Operations(
+            self._state, self._arns, own=self._own, allowed_folders=self._allowed_folders, check=self._check
+        )
+        return self._operations.restore()
+
+    def _perform(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._operations
+        try:
+            outcome: Outcome = self._operations.perform(operation, parameters)
+        except sqlite3.Error as error:
+            logger.error("%s: the state was not written: %s", operation, error)  # noqa: TRY400 - its words say all
+            raise HostingError(
+                "InternalFailure", f"The server cannot write its state ({error}): nothing was changed.", 500
+            ) from error
+        # From here, not from `call`: a caller that has gone away takes nothing back.
+        if outcome.changed:
+            self._loop.call_soon_threadsafe(self._publish, outcome.changed)
+        return outcome.answer

@@ -1,0 +1,208 @@
+"""The file of the control plane's state: who may read it, and what happens when it cannot be used."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from polyhost.endpoint.definitions import Container, Endpoint
+from polyhost.endpoint.hosting import Hosting
+from polyhost.endpoint.state import FILE, Resource, State
+from polyhost.errors import StartFailed
+
+MODEL = {"ModelName": "m", "PrimaryContainer": {"Image": "i", "ModelDataUrl": "s3://b/k/", "Mode": "MultiModel"}}
+CONFIG = {"EndpointConfigName": "c", "ProductionVariants": [{"ModelName": "m", "VariantName": "v"}]}
+ENDPOINT = {"EndpointName": "Mine", "EndpointConfigName": "c"}
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[State]:
+    state = State(tmp_path)
+    yield state
+    state.close()
+
+
+def hosting_in(folder: Path, **fields: Any) -> Hosting:
+    return Hosting(folder, account_id="123456789012", region="eu-west-1", own=None, **fields)
+
+
+def test_nobody_else_reads_it(tmp_path: Path) -> None:
+    """
+    Variables of models may be secrets: neither the folder, if it is ours, nor any file.
+    """
+    folder = tmp_path / "new" / "state"
+    state = State(folder)
+    with state.transaction():
+        state.put(Resource("model", "m", 1, 1, {}))
+
+    assert (folder.stat().st_mode & 0o777) == 0o700
+    assert {path.name: path.stat().st_mode & 0o077 for path in folder.iterdir()} == {FILE: 0, f"{FILE}-wal": 0}
+    state.close()
+
+
+def test_a_transaction_is_whole_or_not_at_all(state: State) -> None:
+    """
+    What fails in the middle leaves nothing, and the next one works.
+    """
+
+    def fail() -> None:
+        with state.transaction():
+            state.put(Resource("model", "m", 1, 1, {}))
+            state.set_tags("arn", {"a": "b"})
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert (state.all("model"), state.tags("arn")) == ([], {})
+    with state.transaction():
+        state.put(Resource("model", "M", 1, 2, {"ü": [1]}))
+    assert state.get("model", "m") == Resource("model", "M", 1, 2, {"ü": [1]})
+    assert state.get("endpoint", "m") is None
+
+
+def test_a_file_of_a_newer_polyhost_is_left_alone(tmp_path: Path) -> None:
+    """
+    With the sentence that says what to do.
+    """
+    State(tmp_path).close()
+    with sqlite3.connect(tmp_path / FILE) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    before = (tmp_path / FILE).read_bytes()
+
+    with pytest.raises(StartFailed, match="its version is 99, this one reads up to 1"):
+        State(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_files_that_are_no_state(tmp_path: Path) -> None:
+    """
+    Something else, a folder, a folder that cannot be made: no traceback.
+    """
+    (tmp_path / FILE).write_text("notes of mine\n" * 100)
+    with pytest.raises(StartFailed, match="is not readable as Polyhost's state"):
+        State(tmp_path)
+    (tmp_path / "a" / FILE).mkdir(parents=True)
+    with pytest.raises(StartFailed, match="the state cannot be kept in"):
+        State(tmp_path / "a")
+    with pytest.raises(StartFailed, match="the state cannot be kept in"):
+        State(tmp_path / FILE / "below")
+
+
+def test_an_endpoint_is_found_as_soon_as_it_is_answered(tmp_path: Path) -> None:
+    """
+    In memory, by its exact name, and the change is told; also when the caller does not wait for the answer.
+    """
+    changes: list[list[str]] = []
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def check(_: Sequence[Container]) -> None:
+        has_begun.set()
+        may_end.wait(60)
+
+    def note() -> None:
+        changes.append([endpoint.name for endpoint in hosting.endpoints()])
+
+    hosting = hosting_in(tmp_path, check=check, on_change=note)
+
+    async def use() -> None:
+        await hosting.start()
+        await hosting.call("CreateModel", MODEL)
+        await hosting.call("CreateEndpointConfig", CONFIG)
+        other = {"ModelName": "m", "VariantName": "w"}
+        await hosting.call("CreateEndpointConfig", {"EndpointConfigName": "d", "ProductionVariants": [other]})
+        may_end.set()
+        answer = await hosting.call("CreateEndpoint", ENDPOINT)
+        may_end.clear()
+        endpoint = hosting.endpoint("Mine")
+        assert isinstance(endpoint, Endpoint)
+        assert endpoint.arn == answer["EndpointArn"] == "arn:aws:sagemaker:eu-west-1:123456789012:endpoint/mine"
+        assert [container.source for container in endpoint.variants[0].containers] == ["s3://b/k/"]
+        assert hosting.endpoint("mine") is None
+
+        has_begun.clear()
+        leaving = asyncio.ensure_future(hosting.call("UpdateEndpoint", {**ENDPOINT, "EndpointConfigName": "d"}))
+        await asyncio.to_thread(has_begun.wait)
+        leaving.cancel()
+        may_end.set()
+        # One after the other: this is answered after the update.
+        await hosting.call("ListModels", {})
+        assert leaving.cancelled()
+        endpoint = hosting.endpoint("Mine")
+        assert endpoint
+        assert endpoint.variants[0].name == "w"
+        await hosting.call("DeleteEndpoint", {"EndpointName": "Mine"})
+        assert (hosting.endpoint("Mine"), hosting.endpoints()) == (None, [])
+        await hosting.stop()
+
+    asyncio.run(use())
+    assert changes == [["Mine"], ["Mine"], []]
+
+
+def test_what_a_policy_names(tmp_path: Path) -> None:
+    """
+    One form for each resource, whatever is sent.
+    """
+    hosting = hosting_in(tmp_path)
+    arns = "arn:aws:sagemaker:eu-west-1:123456789012:"
+
+    def named(operation: str, **parameters: Any) -> str:
+        return hosting.resource_of(operation, parameters)
+
+    assert named("CreateModel", ModelName="M") == f"{arns}model/m"
+    assert named("DeleteEndpointConfig", EndpointConfigName="c") == f"{arns}endpoint-config/c"
+    assert named("UpdateEndpointWeightsAndCapacities", EndpointName="e") == f"{arns}endpoint/e"
+    assert named("ListEndpoints", NameContains="e") == "*"
+    assert named("AddTags", ResourceArn=f"{arns}endpoint/E") == f"{arns}endpoint/e"
+    assert named("ListTags", ResourceArn="else") == "else"
+    assert named("CreateModel", ModelName=["M"]) == f"{arns}model/['m']"
+    assert named("CreateModel") == f"{arns}model/"
+
+
+def test_a_disk_that_takes_nothing_more(tmp_path: Path) -> None:
+    """
+    The operation is refused with the reason, nothing of it is there, and what was there still is.
+    """
+    program = """
+import asyncio, resource, signal, sys
+from pathlib import Path
+from test_hosting_state import CONFIG, ENDPOINT, MODEL, hosting_in
+from polyhost.endpoint.hosting import HostingError
+
+async def use():
+    hosting = hosting_in(Path(sys.argv[1]))
+    await hosting.start()
+    await hosting.call("CreateModel", MODEL)
+    # Files of this process may not grow.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    try:
+        await hosting.call("CreateEndpointConfig", CONFIG)
+    except HostingError as error:
+        print(error.status, error.message)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print((await hosting.call("ListEndpointConfigs", {}))["EndpointConfigs"])
+    print([model["ModelName"] for model in (await hosting.call("ListModels", {}))["Models"]])
+    await hosting.call("CreateEndpointConfig", CONFIG)
+    await hosting.call("CreateEndpoint", ENDPOINT)
+    print([endpoint.name for endpoint in hosting.endpoints()])
+    await hosting.stop()
+
+asyncio.run(use())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parent,
+    )  # fmt: skip
+
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert lines[0].startswith("500 The server cannot write its state")
+    assert lines[1:] == ["[]", "['m']", "['Mine']"]
