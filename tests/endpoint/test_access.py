@@ -14,6 +14,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from polyhost.endpoint.access import Access, Caller, Credentials
+from polyhost.endpoint.access.tokens import Session, opened, seal
 from polyhost.endpoint.errors import AccessDenied, NotAuthenticated, ValidationError
 from polyhost.errors import InvalidSetting
 from support.principals import (
@@ -183,7 +184,7 @@ def test_a_sessions_policy_narrows_it(house: House) -> None:
         house.access.authorize(caller(house.access, session(house, policy=none)), INVOKE, ENDPOINT, BOSTON)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[", json.dumps(policy(Effect="allow")), " " * 2049])
+@pytest.mark.parametrize("text", ["", "{}", "[", json.dumps(policy(Effect="allow")), json.dumps(policy()).ljust(2049)])
 def test_a_sessions_policy_is_read_as_strictly(house: House, text: str) -> None:
     """
     Nothing is passed over, and the error has STS's name.
@@ -307,6 +308,21 @@ def test_a_token_that_was_changed_is_refused(lasting_house: House, token: str, d
         )
 
 
+def test_only_a_token_that_is_ours_is_opened() -> None:
+    """
+    Even with no signature to fail after it: not one of another's, nor padded, nor endless.
+    """
+    sealed = Session("arn", "tuesday", ANNA["key"], 0, "")
+    token = seal(b"k" * 32, sealed)
+
+    assert opened(b"k" * 32, token).session == sealed
+    assert opened(b"k" * 32, token).secret_access_key not in repr(opened(b"k" * 32, token))
+    longest = seal(b"k" * 32, sealed._replace(policy="a" * 8192))
+    for key, other in ((b"l" * 32, token), (b"k" * 32, token + "\n"), (b"k" * 32, ""), (b"k" * 32, longest)):
+        with pytest.raises(ValueError, match=r".+"):
+            opened(key, other)
+
+
 def test_sessions_outlive_a_restart_but_not_their_key(house: House) -> None:
     """
     The key is the server's alone; without it, or with another, a token is nothing.
@@ -376,6 +392,7 @@ def test_a_session_follows_the_file(house: House) -> None:
         ({"users[0]": {"policies": ["arn:aws:iam::aws:policy/x"]}}, "the policy 'arn:aws:iam::aws:policy/x' is not"),
         ({"users[0]": {"polices": []}}, "unknown field `polices` - at `$.users[0]`"),
         ({"users[0]": {"policies": [policy(Effect="No")]}}, "at `$.users[0].policies[0].Statement[0].Effect`"),
+        ({"roles[0]": {"policies": ["x"]}}, "AmazonSageMakerFullAccess - at `$.roles[0]`"),
         ({"roles[0]": {"may_be_assumed_by": ["ann"]}}, "roles[0].may_be_assumed_by: 'ann' is neither a user's name"),
         ({"roles[0]": {"may_be_assumed_by": "anna"}}, "at `$.roles[0].may_be_assumed_by`"),
         ({"roles[0]": {"max_session_secs": 60}}, "at `$.roles[0].max_session_secs`"),
@@ -443,7 +460,7 @@ def test_a_broken_file_leaves_the_one_before_in_force(house: House, caplog: pyte
     caplog.set_level(logging.INFO)
     content = document()
     content["users"][0]["polices"] = []
-    for broken in (json.dumps(content), "{", json.dumps(document() | {"account_id": "999999999999"})):
+    for broken in (json.dumps(content), "{", json.dumps(document() | {"account_id": "999999999999", "roles": []})):
         caplog.clear()
         house.write(broken)
         for _ in range(3):

@@ -161,6 +161,14 @@ def test_arn_operators(operator: str, value: str, is_true: bool) -> None:
     assert holds({operator: {"aws:PrincipalArn": value}}, context) is is_true
 
 
+def test_what_is_no_arn_is_like_none() -> None:
+    """
+    A value that a client chose may be anything.
+    """
+    assert not holds({"ArnLike": {MODEL: "arn:*:*:*:*:*"}}, {MODEL: "arn:b:c"})
+    assert holds({"ArnNotLike": {MODEL: "arn:*:*:*:*:*"}}, {MODEL: "arn:b:c"})
+
+
 @pytest.mark.parametrize(("value", "given_true", "given_false"), [("true", True, False), (False, False, True)])
 def test_bool(value: Any, given_true: bool, given_false: bool) -> None:
     """

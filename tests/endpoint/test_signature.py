@@ -193,6 +193,17 @@ def test_a_field_that_says_what_is_asked_for_must_be_signed(access: Access, name
         asked(access, wire.with_header("x-amz-meta", "1"))
 
 
+def test_a_request_without_a_host_is_refused(access: Access) -> None:
+    """
+    HTTP/1.0 needs none; a signature does.
+    """
+    wire = signed(**ANNA).without_header("host")
+    authorization = wire.headers["authorization"].replace("host;", "")
+
+    with pytest.raises(NotAuthenticated, match="'host' must be a 'SignedHeader'"):
+        asked(access, wire.with_header("authorization", authorization))
+
+
 def test_a_listed_field_must_have_been_sent(access: Access) -> None:
     """
     A name in SignedHeaders without a field is no empty field.
