@@ -11,6 +11,7 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
+
 from support.server import Server
 
 # Retries would only hide what is answered.
@@ -57,8 +58,8 @@ class EndpointServer(Server):
 
 
 def client(service: str, url: str, **settings: Any) -> Any:
-    given = {"region_name": "us-east-1", "aws_access_key_id": "anybody", "aws_secret_access_key": "anything", **settings}
-    return boto3.client(service, endpoint_url=url, config=ONCE, **given)
+    given = {"region_name": "us-east-1", "aws_access_key_id": "anybody", "aws_secret_access_key": "anything"}
+    return boto3.client(service, endpoint_url=url, config=ONCE, **{**given, **settings})
 
 
 def packed(folder: Path, to: Path) -> Path:
