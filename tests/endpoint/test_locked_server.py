@@ -183,3 +183,30 @@ def wait_until(condition: Any) -> None:
         if condition():
             return
     raise AssertionError("it never came")
+
+
+def test_a_target_cannot_leave_what_its_policy_names(server: EndpointServer) -> None:
+    """
+    Neither by dots nor by escapes; large bodies are checked as well.
+    """
+    given = server.client("sts", **BOB).assume_role(
+        RoleArn="arn:aws:iam::123456789012:role/boston-only", RoleSessionName="test"
+    )["Credentials"]
+    keys = {
+        "aws_access_key_id": given["AccessKeyId"],
+        "aws_secret_access_key": given["SecretAccessKey"],
+        "aws_session_token": given["SessionToken"],
+    }
+    with pytest.raises(ClientError) as caught:
+        invoke(server, "boston/../houston/model.tar.gz", **keys)
+    assert caught.value.response["Error"]["Code"] in ("ValidationError", "AccessDeniedException")
+    runtime = server.client("sagemaker-runtime", **keys)
+    large = (HOUSE + "\n") * 20_000
+    answer = runtime.invoke_endpoint(
+        EndpointName="polyhost", TargetModel="boston/model.tar.gz", ContentType="text/csv", Body=large
+    )
+    assert len(json.loads(answer["Body"].read())) == 20_000
+    with pytest.raises(ClientError, match="not authorized"):
+        runtime.invoke_endpoint(
+            EndpointName="polyhost", TargetModel="houston/model.tar.gz", ContentType="text/csv", Body=large
+        )

@@ -6,6 +6,7 @@ Who asks, may they, what do they ask: then it is the endpoint's. Every answer is
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import time
@@ -14,6 +15,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from polyhost.api.http import Headers, Reply, Request
+from polyhost.endpoint.artifacts import check_key
 from polyhost.endpoint.errors import EndpointError, ModelError, ValidationError
 from polyhost.endpoint.measures import Call, Measures
 from polyhost.endpoint.traffic import Lane, Traffic
@@ -21,6 +23,8 @@ from polyhost.engine.protocol import Answer, Item
 
 # SageMaker's own limits.
 _MAX_BODY_BYTES = 6_291_456
+# To check a signature the body is hashed: of more than this, in a thread.
+_HASHED_AT_ONCE_BYTES = 256 * 1024
 _TARGET_MODEL = "x-amzn-sagemaker-target-model"
 _TARGET_VARIANT = "x-amzn-sagemaker-target-variant"
 _CUSTOM_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
@@ -92,7 +96,11 @@ class RuntimeApi:
         begin = sent = time.perf_counter()
         answer: Answer | EndpointError
         try:
-            asked = self._asked(request, endpoint, request_id)
+            asked = _asked(request, endpoint, request_id)
+            if self._authorize is not None and len(request.body) > _HASHED_AT_ONCE_BYTES:
+                await asyncio.to_thread(self._require_access, request, asked)
+            elif self._authorize is not None:
+                self._require_access(request, asked)
             lane = self._traffic.lane(endpoint, asked.variant, asked.target)
             was_hit = self._traffic.is_resident(lane, asked.target) if asked.target else None
             sent = time.perf_counter()
@@ -106,7 +114,11 @@ class RuntimeApi:
 
     def answer_soon(self, request: Request, endpoint: str, request_id: str, done: Callable[[Reply], None]) -> bool:
         try:
-            asked = self._asked(request, endpoint, request_id)
+            asked = _asked(request, endpoint, request_id)
+            if self._authorize is not None:
+                if len(request.body) > _HASHED_AT_ONCE_BYTES:
+                    return False
+                self._require_access(request, asked)
             lane = self._traffic.lane(endpoint, asked.variant, asked.target)
         except EndpointError:
             return False  # the other way says what is wrong
@@ -116,18 +128,16 @@ class RuntimeApi:
             lane, asked.target, asked.item, lambda answer: done(self._reply(asked, lane, answer, was_hit, sent))
         )
 
-    def _asked(self, request: Request, endpoint: str, request_id: str) -> Asked:
-        """Raises EndpointError."""
-        begin = time.perf_counter()
-        headers = request.headers
-        target = headers.get(_TARGET_MODEL, "")
-        if target and not target.isascii():
-            target = _as_utf8(target)
-        variant = headers.get(_TARGET_VARIANT, "")
-        if self._authorize is not None:
-            self._authorize(request, self._arn + endpoint, _context(target, variant))
-        item = Item(request_id, _passed_on(request), "", request.body)
-        return Asked(request_id, endpoint, target, variant, item, begin)
+    def _require_access(self, request: Request, asked: Asked) -> None:
+        """Raises NotAuthenticated, AccessDenied, ValidationError."""
+        assert self._authorize is not None
+        context = {}
+        if asked.target:
+            check_key(asked.target)  # `a/../b` is below `a/` for a policy only
+            context["sagemaker:TargetModel"] = asked.target
+        if asked.variant:
+            context["sagemaker:TargetVariant"] = asked.variant
+        self._authorize(request, self._arn + asked.endpoint, context)
 
     def _reply(
         self, asked: Asked, lane: Lane | None, answer: Answer | EndpointError, was_hit: bool | None, sent: float
@@ -158,10 +168,15 @@ class RuntimeApi:
         return reply
 
 
-def _context(target: str, variant: str) -> dict[str, str]:
-    """What the conditions of a policy see."""
-    named = {"sagemaker:TargetModel": target, "sagemaker:TargetVariant": variant}
-    return {key: value for key, value in named.items() if value}
+def _asked(request: Request, endpoint: str, request_id: str) -> Asked:
+    """Raises ValidationError."""
+    begin = time.perf_counter()
+    headers = request.headers
+    item = Item(request_id, _passed_on(request), "", request.body)
+    target = headers.get(_TARGET_MODEL, "")
+    if target and not target.isascii():
+        target = _as_utf8(target)
+    return Asked(request_id, endpoint, target, headers.get(_TARGET_VARIANT, ""), item, begin)
 
 
 def _passed_on(request: Request) -> dict[str, str]:

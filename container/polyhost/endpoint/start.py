@@ -164,7 +164,7 @@ def _access(config: Config, region: str, state: Path) -> Access | None:
         return None
     if config.auth_file is None:
         raise InvalidSetting("--auth sigv4 needs --auth-file (docs/access.md).")
-    return Access.read(config.auth_file, region=region, secret_folder=state)
+    return Access.read(config.auth_file, region=region, secret_folder=state, is_tls=config.tls_cert is not None)
 
 
 def _own_endpoint(config: Config, account_id: str, region: str) -> Endpoint | None:
