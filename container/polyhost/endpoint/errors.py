@@ -45,7 +45,7 @@ class AccessDenied(EndpointError):
 
 
 class NotAuthenticated(EndpointError):
-    """`type` is one of AWS's: MissingAuthenticationTokenException, InvalidSignatureException, ExpiredTokenException, …"""
+    """`type` is one of AWS's: InvalidSignatureException, ExpiredTokenException, …"""
 
     status = 403
 
