@@ -1,5 +1,6 @@
 -- wrk's script: asks many models, in turn or by Zipf's law, and checks that every answer is a 200.
--- Arguments: path format, number of models, "robin" or "zipf", Content-Type, file with the body, seed.
+-- Arguments: path format, number of models, "robin" or "zipf", Content-Type, file with the body, seed, file with a line
+-- of further header fields for each model, separated by tabs.
 
 local threads = {}
 local requests, order, length, position = {}, {}, 0, 0
@@ -16,9 +17,13 @@ function init(args)
   local file = assert(io.open(args[5], "rb"))
   local body = file:read("*a")
   file:close()
+  local lines = assert(io.open(args[7], "r"))
   for model = 1, count do
-    requests[model] = wrk.format("POST", path:format(model - 1), { ["Content-Type"] = args[4] }, body)
+    local headers = { ["Content-Type"] = args[4] }
+    for name, value in (lines:read("*l") or ""):gmatch("([^\t:]+): ([^\t]*)") do headers[name] = value end
+    requests[model] = wrk.format("POST", path:format(model - 1), headers, body)
   end
+  lines:close()
   math.randomseed(seed)
   order = law == "zipf" and zipf(count) or in_turn(count)
   length = #order

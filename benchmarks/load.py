@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ class Load:
     models: int
     body: bytes
     content_type: str
+    # Further header fields of the request for each model, if there are any.
+    headers: tuple[Mapping[str, str], ...] = ()
     # "robin": one after the other; "zipf": the model of rank n with a chance of 1/n.
     law: str = "robin"
 
@@ -38,13 +41,19 @@ class Figures:
 
 def measure(load: Load, *, connections: int, secs: int) -> Figures:
     """Closed loop: each connection asks again when it has its answer. Raises BenchmarkFailed if any is not a 200."""
-    with tempfile.NamedTemporaryFile(prefix="ph-bench-body-") as body:
+    with (
+        tempfile.NamedTemporaryFile(prefix="ph-bench-body-") as body,
+        tempfile.NamedTemporaryFile(prefix="ph-bench-headers-", mode="w") as headers,
+    ):
         body.write(load.body)
         body.flush()
+        headers.writelines("\t".join(f"{name}: {value}" for name, value in of.items()) + "\n" for of in load.headers)
+        headers.flush()
         finished = subprocess.run(
             ["wrk", "--latency", "-t1", f"-c{connections}", f"-d{secs}s", f"--timeout={_TIMEOUT_SECS}s",
              "-s", str(_SCRIPT), f"http://127.0.0.1:{load.port}", "--",
-             load.path_format, str(load.models), load.law, load.content_type, body.name, str(SEED)],
+             load.path_format, str(load.models), load.law, load.content_type, body.name, str(SEED),
+             headers.name],
             capture_output=True, text=True, errors="replace", timeout=secs + 2 * _TIMEOUT_SECS, check=False,
         )  # fmt: skip
     return figures_of(finished.stdout + finished.stderr)

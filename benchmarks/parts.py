@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.artifacts import BOOSTERS, SEED, Artifacts
+from benchmarks.endpoint import measure_cold, measure_warm
 from benchmarks.load import Figures, Load, measure
 from benchmarks.servers import REPOSITORY, BenchmarkFailed, Client, MlServer, Mms, Native, Server, python_path
 
@@ -46,11 +47,13 @@ class Sizes:
     resident_models: int = 50_000
     resident_repeats: int = 1
     image_workers: tuple[int, ...] = (1, 2, 4)
+    cold_models: int = 100
 
 
 QUICK = Sizes(
     repeats=2, secs=3, warm_up_secs=2, loads_per_repeat=2, memory_repeats=1, memory_processes=3,
     memory_shared_models=200, many_models=1000, many_repeats=1, resident_models=2000, image_workers=(1, 2),
+    cold_models=20,
 )  # fmt: skip
 
 
@@ -294,9 +297,22 @@ def floor(setting: Setting, measured: Measured) -> None:
             setting.say(f"floor: {float(ran.stdout):.0f} calls/s in a bare loop, a bare echo {_in_words(figures)}")
 
 
+def endpoint(setting: Setting, measured: Measured) -> None:
+    """The endpoint half on top of the engine: warm, signed, from the disk cache, from S3."""
+
+    def add(name: str, figure: float) -> None:
+        measured.add(name, "native", figure)
+
+    sizes = setting.sizes
+    measure_warm(setting.artifacts, sizes.repeats, max(2, sizes.secs // 2), _CONNECTIONS, add)
+    measure_cold(setting.artifacts, sizes.cold_models, add)
+    for name, by_contender in measured.figures.items():
+        setting.say(f"{name}: {statistics.median(by_contender['native']):.3f}")
+
+
 PARTS: dict[str, Part] = {
     part.__name__: part
-    for part in (start, throughput, load, memory, many, resident, images, bodies, floor)
+    for part in (start, throughput, load, memory, many, resident, images, bodies, floor, endpoint)
 }  # fmt: skip
 
 

@@ -78,6 +78,10 @@ def _at_most(share: float, words: str) -> Target:
     return Target(share, at_least=False, of_mms=True, words=f"≤ {words}")
 
 
+def _value_at_least(value: float, words: str) -> Target:
+    return Target(value, at_least=True, of_mms=False, words=f"≥ {words}")
+
+
 def _value_at_most(value: float, words: str) -> Target:
     return Target(value, at_least=False, of_mms=False, words=f"≤ {words}")
 
@@ -109,6 +113,21 @@ ROWS = (
     Row("resident", "memory_mib", "memory of {resident_models:,} models", "MiB"),
     Row("resident", "requests_per_sec", "requests/s over all of them (Zipf), 16 connections", "requests/s"),
     Row("resident", "p99_ms", "its p99", "ms"),
+    Row("endpoint", "direct_per_sec", "the engine's own route, 20 models, 16 connections", "requests/s"),
+    Row("endpoint", "endpoint_per_sec", "invoke_endpoint, the same models", "requests/s"),
+    Row("endpoint", "endpoint_share", "that as a share of the engine's", "×", _value_at_least(0.8, "0.8×")),
+    Row("endpoint", "endpoint_p50_ms", "its p50", "ms"),
+    Row("endpoint", "endpoint_p99_ms", "its p99", "ms"),
+    Row("endpoint", "signed_per_sec", "invoke_endpoint with SigV4", "requests/s"),
+    Row("endpoint", "signed_share", "that as a share of the engine's", "×", _value_at_least(0.5, "0.5×")),
+    Row("endpoint", "engine_load_ms", "POST /models to first answer, in that server", "ms"),
+    Row("endpoint", "cold_disk_ms", "first invoke_endpoint, archive in the disk cache", "ms"),
+    Row("endpoint", "disk_over_load_ms", "that less the engine's load", "ms", _value_at_most(3, "3 ms")),
+    Row("endpoint", "download_ms", "download of an archive from S3 (moto's server) by boto3 alone", "ms"),
+    Row("endpoint", "cold_s3_ms", "first invoke_endpoint, archive in S3", "ms"),
+    Row("endpoint", "s3_over_download_ms", "that less the download and the engine's load", "ms",
+        _value_at_most(10, "10 ms")),
+    Row("endpoint", "warm_ms", "second invoke_endpoint, on one connection", "ms"),
     Row("floor", "calls_per_sec", "floor: the same call in a bare loop, one core", "calls/s"),
     Row("floor", "echo_per_sec", "floor: a bare ASGI echo, 16 connections", "requests/s"),
     Row("floor", "echo_p50_ms", "its p50", "ms"),

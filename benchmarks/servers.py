@@ -51,7 +51,7 @@ class Server:
     row_type: ClassVar[str] = CSV
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         # Short: Unix sockets lie in it.
         self.folder = Path(tempfile.mkdtemp(prefix="ph-bench-"))
         self._extra_environ = dict(environ or {})
@@ -250,8 +250,8 @@ class MlServer(Server):
         settings = {
             "host": "127.0.0.1",
             "http_port": self.port,
-            "grpc_port": _free_port(),
-            "metrics_port": _free_port(),
+            "grpc_port": free_port(),
+            "metrics_port": free_port(),
             "debug": False,
             "load_models_at_startup": False,
         }
@@ -288,7 +288,7 @@ def python_path() -> str:
     return ":".join(str(REPOSITORY / folder) for folder in ("container", "handlers", "."))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """One that MMS takes (15 bits), below the kernel's own range, so that no other socket gets it meanwhile."""
     while True:
         port = random.randint(20_000, 32_000)
