@@ -46,7 +46,7 @@ class EndpointServer(Server):
 
     def client(self, service: str, **settings: Any) -> Any:
         """boto3's, as a notebook makes it."""
-        return client(service, self.url, **settings)
+        return client(service, settings.pop("url", self.url), **settings)
 
     def predict(self, target: str | None, body: bytes | str, content_type: str = "text/csv", **more: Any) -> str:
         """The answer's text, by boto3."""
