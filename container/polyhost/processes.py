@@ -85,3 +85,23 @@ def flush_and_exit(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+class CpuMeter:
+    """What this process and all below it use of CPUs, between one look and the next."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, float] = {}
+        self._looked_at = time.monotonic()
+
+    def cores(self) -> float:
+        """1.0 is one whole core. A process that ended between two looks is not seen any more."""
+        used: dict[int, float] = {}
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                used[process.pid] = times.user + times.system
+        now = time.monotonic()
+        spent = sum(max(0.0, secs - self._seen.get(pid, 0.0)) for pid, secs in used.items())
+        elapsed, self._seen, self._looked_at = now - self._looked_at, used, now
+        return spent / elapsed if elapsed > 0 else 0.0

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from polyhost.endpoint.cache import ModelCache, Shelf
+from polyhost.endpoint.cache import ModelCache, Shelf, Timing
 from polyhost.endpoint.definitions import Container
 from polyhost.endpoint.errors import ArtifactMissing, ModelNotReady, ServiceUnavailable, ValidationError
 from polyhost.endpoint.measures import Measures
@@ -36,7 +36,7 @@ class Case:
 
     async def invoke(self, target: str, shelf: Shelf | None = None) -> str:
         """The version that answered."""
-        answer: Answer = await self.cache.invoke(shelf or self.shelf, target, ITEM)
+        answer: Answer = await self.cache.invoke(shelf or self.shelf, target, ITEM, Timing())
         return answer.body.decode().rpartition("@")[2]
 
     @property

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 from polyhost.api.http import Headers, Reply, Request
 from polyhost.endpoint.artifacts import check_key
+from polyhost.endpoint.cache import Timing
 from polyhost.endpoint.errors import EndpointError, ModelError, ValidationError
 from polyhost.endpoint.measures import Call, Measures
 from polyhost.endpoint.traffic import Lane, Traffic
@@ -90,10 +91,10 @@ class RuntimeApi:
         return None
 
     async def answer(self, request: Request, endpoint: str, request_id: str) -> Reply:
-        asked: Asked | None = None
+        asked = Asked(request_id, endpoint, "", "", Item(request_id, {}, "", request.body), time.perf_counter())
         lane: Lane | None = None
         was_hit: bool | None = None
-        begin = sent = time.perf_counter()
+        timing = Timing()
         answer: Answer | EndpointError
         try:
             asked = _asked(request, endpoint, request_id)
@@ -103,14 +104,14 @@ class RuntimeApi:
                 self._require_access(request, asked)
             lane = self._traffic.lane(endpoint, asked.variant, asked.target)
             was_hit = self._traffic.is_resident(lane, asked.target) if asked.target else None
-            sent = time.perf_counter()
-            answer = await self._traffic.invoke(lane, asked.target, asked.item)
+            answer = await self._traffic.invoke(lane, asked.target, asked.item, timing)
         except EndpointError as error:
             answer = error
             if isinstance(error, ValidationError):
                 was_hit = None  # there is no such model to be hit or missed
-        asked = asked or Asked(request_id, endpoint, "", "", Item(request_id, {}, "", request.body), begin)
-        return self._reply(asked, lane, answer, was_hit, sent)
+        if was_hit is False and lane is not None:
+            self._measures.loading_wait(endpoint, lane.variant.name, timing.wait_secs)
+        return self._reply(asked, lane, answer, was_hit, timing.model_secs)
 
     def answer_soon(self, request: Request, endpoint: str, request_id: str, done: Callable[[Reply], None]) -> bool:
         try:
@@ -125,7 +126,10 @@ class RuntimeApi:
         was_hit = True if asked.target else None
         sent = time.perf_counter()
         return self._traffic.invoke_soon(
-            lane, asked.target, asked.item, lambda answer: done(self._reply(asked, lane, answer, was_hit, sent))
+            lane,
+            asked.target,
+            asked.item,
+            lambda answer: done(self._reply(asked, lane, answer, was_hit, time.perf_counter() - sent)),
         )
 
     def _require_access(self, request: Request, asked: Asked) -> None:
@@ -140,9 +144,8 @@ class RuntimeApi:
         self._authorize(request, self._arn + asked.endpoint, context)
 
     def _reply(
-        self, asked: Asked, lane: Lane | None, answer: Answer | EndpointError, was_hit: bool | None, sent: float
+        self, asked: Asked, lane: Lane | None, answer: Answer | EndpointError, was_hit: bool | None, model_secs: float
     ) -> Reply:
-        now = time.perf_counter()
         variant = lane.variant.name if lane else ""
         if isinstance(answer, EndpointError):
             reply = error_reply(answer, asked.request_id, variant, self._logs + asked.endpoint)
@@ -151,20 +154,18 @@ class RuntimeApi:
         self._measures.invocation(
             Call(
                 request_id=asked.request_id,
-                endpoint=asked.endpoint if lane else "",
+                endpoint=asked.endpoint,
                 variant=variant,
                 target=asked.target,
                 status=reply.status,
                 bytes_in=len(asked.item.body),
                 bytes_out=len(reply.body),
-                total_secs=now - asked.begin,
-                model_secs=now - sent,
+                total_secs=time.perf_counter() - asked.begin,
+                model_secs=model_secs,
                 was_hit=was_hit,
                 model_status=answer.original_status if isinstance(answer, ModelError) else 0,
             )
         )
-        if was_hit is False and lane is not None:
-            self._measures.loading_wait(asked.endpoint, variant, now - sent)
         return reply
 
 

@@ -40,6 +40,14 @@ logger = logging.getLogger("polyhost.cache")
 _SUBMIT_DIRECTORY = "SAGEMAKER_SUBMIT_DIRECTORY"
 
 
+@dataclass
+class Timing:
+    """How long a request waited for loads, and for models' answers, seconds."""
+
+    wait_secs: float = 0.0
+    model_secs: float = 0.0
+
+
 @dataclass(eq=False)
 class Loaded:
     """One version of a model in the engine. `name` is the engine's for it."""
@@ -179,7 +187,7 @@ class ModelCache:
 
     # Using models
 
-    async def invoke(self, shelf: Shelf, target: str, item: Item) -> Answer:
+    async def invoke(self, shelf: Shelf, target: str, item: Item, timing: Timing) -> Answer:
         """
         Have a model answer, loading it first if it is not resident.
 
@@ -187,8 +195,13 @@ class ModelCache:
         """
         model = shelf.model(target)
         while True:
+            begin = time.perf_counter()
             with self._waiting(model):
-                await self._wait_until_loaded(model)
+                try:
+                    await self._wait_until_loaded(model)
+                finally:
+                    sent = time.perf_counter()
+                    timing.wait_secs += sent - begin
                 assert model.loaded is not None
                 loaded = model.loaded
                 self._take(model, loaded)
@@ -200,6 +213,7 @@ class ModelCache:
                     continue
                 self._drop(model)
             finally:
+                timing.model_secs += time.perf_counter() - sent
                 self._leave(model, loaded)
 
     def invoke_soon(

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from polyhost.api.container import ContainerApi
 from polyhost.api.endpoint import EndpointApi
 from polyhost.config import Config
@@ -31,6 +29,7 @@ from polyhost.engine.protocol import Engine
 from polyhost.errors import InvalidSetting, StartFailed
 from polyhost.metrics import Metrics
 from polyhost.plan import Plan
+from polyhost.processes import CpuMeter
 
 logger = logging.getLogger("polyhost.endpoint")
 
@@ -121,6 +120,8 @@ def endpoint_half(plan: Plan, environ: Mapping[str, str], engine: Engine, metric
     access = _access(config, region, state)
     account_id = access.account_id if access else _NO_ACCOUNT
     preloaded(config)
+    if config.emf_namespace is not None and config.log_format != "json":
+        raise InvalidSetting("--emf-namespace needs --log-format json: CloudWatch reads whole lines.")
     try:
         measures = Measures(access_log=config.access_log == "on", emf_namespace=config.emf_namespace)
     except ValueError as error:
@@ -152,7 +153,8 @@ def endpoint_half(plan: Plan, environ: Mapping[str, str], engine: Engine, metric
     )
     traffic = Traffic(cache, hosting.endpoint, account_id)
     half = EndpointHalf(config, account_id, region, access, artifacts, cache, hosting, traffic, measures, [])
-    measures.gauges = lambda: _gauges(cache, engine, artifacts)
+    cpu = CpuMeter()
+    measures.gauges = lambda: _gauges(cache, engine, artifacts, cpu)
     metrics.add(measures)
     with contextlib.suppress(OSError):  # models' processes must not read our environment
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -193,7 +195,7 @@ def _refusal(config: Config, containers: Sequence[Container]) -> str | None:
     return None
 
 
-def _gauges(cache: ModelCache, engine: Engine, artifacts: Artifacts) -> Gauges:
+def _gauges(cache: ModelCache, engine: Engine, artifacts: Artifacts, cpu: CpuMeter) -> Gauges:
     loaded: dict[tuple[str, str], int] = {}
     for shelf in cache.shelves():
         count = sum(model.loaded is not None for model in shelf.models.values())
@@ -202,7 +204,7 @@ def _gauges(cache: ModelCache, engine: Engine, artifacts: Artifacts) -> Gauges:
         loaded_models=loaded,
         memory_utilization=engine.used_bytes() / engine.budget_bytes,
         disk_utilization=artifacts.used_bytes / max(1, artifacts.budget_bytes),
-        cpu_utilization=psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1),
+        cpu_utilization=cpu.cores(),
     )
 
 

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from polyhost.endpoint.cache import ModelCache, Shelf
+from polyhost.endpoint.cache import ModelCache, Shelf, Timing
 from polyhost.endpoint.definitions import Endpoint, Variant
 from polyhost.endpoint.errors import EndpointError, ModelError, ValidationError
 from polyhost.engine.errors import EngineError
@@ -115,7 +115,7 @@ class Traffic:
         model = shelf.models.get(target)
         return model is not None and model.loaded is not None
 
-    async def invoke(self, lane: Lane, target: str, item: Item) -> Answer:
+    async def invoke(self, lane: Lane, target: str, item: Item, timing: Timing) -> Answer:
         """
         The answer of the last container; each but the first is sent what the one before answered.
 
@@ -128,7 +128,7 @@ class Traffic:
             if last:
                 request = _between(item, answer, shelf, is_last=index == last, takes_target=not only_target)
             try:
-                answer = await self._cache.invoke(shelf, only_target or target, request)
+                answer = await self._cache.invoke(shelf, only_target or target, request, timing)
             except EngineError as error:
                 raise model_error(lane, index, error) from error
             if answer.status >= 400:
