@@ -13,6 +13,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from botocore.exceptions import ClientError
+from conftest import ROOT
+from polyhost.endpoint.containers import _REFUSED
+from polyhost.endpoint.operations import _REFUSED_IN_CONFIG, _REFUSED_IN_VARIANT
+from polyhost.endpoint.requests import OPERATIONS
 from support.control_plane import ACCOUNT, OWN_NAME, REGION, ControlPlane, client_of, control_plane_in
 
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/service-role/Models"
@@ -746,3 +750,13 @@ def test_an_endpoint_that_may_no_longer_be_served_says_why(tmp_path: Path) -> No
         client.update_endpoint(EndpointName=name, EndpointConfigName=new)
         endpoint = client.describe_endpoint(EndpointName=name)
         assert (endpoint["EndpointStatus"], "FailureReason" in endpoint) == ("InService", False)
+
+
+def test_the_docs_name_every_operation() -> None:
+    """
+    And what is refused.
+    """
+    page = (ROOT / "docs" / "control-plane.md").read_text()
+
+    for word in (*OPERATIONS, *_REFUSED_IN_CONFIG, *_REFUSED_IN_VARIANT, *_REFUSED):
+        assert f"`{word}`" in page, word
