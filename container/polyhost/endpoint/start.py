@@ -172,7 +172,7 @@ def _access(config: Config, region: str, state: Path) -> Access | None:
 def _own_endpoint(config: Config, account_id: str, region: str) -> Endpoint | None:
     if config.models is None:
         return None
-    arn = f"arn:aws:sagemaker:{region}:{account_id}:endpoint/{config.endpoint_name}"
+    arn = f"arn:aws:sagemaker:{region}:{account_id}:endpoint/{config.endpoint_name.lower()}"  # as AWS writes it
     variant = Variant(name=_VARIANT, weight=1.0, containers=(Container(source=config.models),))
     return Endpoint(name=config.endpoint_name, arn=arn, variants=(variant,))
 
