@@ -1,4 +1,4 @@
-.PHONY: run test check lint install models bench image image-test
+.PHONY: run test check lint install models bench image image-test push
 
 run: ## install, serve the sample models, print calls to try
 	scripts/run
@@ -26,3 +26,6 @@ image: ## build the Docker image polyhost:mms
 
 image-test: ## build the images and test them
 	scripts/image-test
+
+push: ## build the Docker image for SageMaker and push it to ECR; ARGS="native REPOSITORY:TAG"
+	scripts/build_and_push $(ARGS)

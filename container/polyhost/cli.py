@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from polyhost import __version__
+from polyhost.aws.commands import COMMANDS
 from polyhost.config import Config, flag_of, settings_table, variable_of
 from polyhost.errors import PolyhostError
 
@@ -53,6 +54,10 @@ def mms_path() -> None:
     from polyhost.mms_command import COMMAND_FOLDER
 
     click.echo(COMMAND_FOLDER)
+
+
+for _command in COMMANDS:
+    cli.add_command(_command)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ Errors that end a command, and the exit code they end it with.
   x PortInUse           4
   x StartFailed         5  the engine did not come up
   x ArchiveRefused      1  an archive that would harm, or is none
+  x DeployFailed        6  AWS, or a server in its place, refused, did not answer, or did not get it done
 """
 
 from __future__ import annotations
@@ -34,3 +35,7 @@ class StartFailed(PolyhostError):
 
 class ArchiveRefused(PolyhostError):
     exit_code = 1
+
+
+class DeployFailed(PolyhostError):
+    exit_code = 6

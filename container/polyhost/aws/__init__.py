@@ -1,0 +1,1 @@
+"""The way to AWS: an image to ECR, models to S3, a deployment to SageMaker, or to a Polyhost at home."""
