@@ -11,7 +11,10 @@ from typing import Any
 
 import click
 
-_region = click.option("--region", default="", help="If another than that of the AWS settings.")
+# boto3 itself reads AWS_DEFAULT_REGION only.
+_region = click.option(
+    "--region", default="", envvar="AWS_REGION", show_envvar=True, help="If another than that of the AWS settings."
+)
 _endpoint_url = click.option(
     "--endpoint-url",
     default="",

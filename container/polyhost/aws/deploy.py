@@ -6,6 +6,7 @@ Models and endpoint configurations never change: another content is another one,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -213,7 +214,7 @@ def _drift(wanted: Deployment, endpoint: FoundEndpoint) -> list[Step]:
     for variant in wanted.variants:
         found = endpoint.variants.get(variant.name)
         changes: dict[str, Any] = {}
-        if found and found.desired_weight not in (None, variant.weight):
+        if found and found.desired_weight is not None and not _is_weight(found.desired_weight, variant.weight):
             changes["DesiredWeight"] = variant.weight
         if found and not wanted.autoscale and found.desired_count not in (None, variant.instance_count):
             changes["DesiredInstanceCount"] = variant.instance_count
@@ -224,6 +225,11 @@ def _drift(wanted: Deployment, endpoint: FoundEndpoint) -> list[Step]:
     return [
         _sagemaker("UpdateEndpointWeightsAndCapacities", EndpointName=wanted.name, DesiredWeightsAndCapacities=desired)
     ]
+
+
+def _is_weight(there: float, wanted: float) -> bool:
+    """AWS keeps it in 32 bits."""
+    return math.isclose(there, wanted, rel_tol=1e-6)
 
 
 # Automatic scaling

@@ -53,10 +53,10 @@ def deploy(options: Options) -> None:
     first = _first(options)
     if not options.wait and (asked.autoscale or first):
         raise InvalidSetting("--no-wait goes with neither --autoscale nor --first: they need the endpoint in service.")
-    performing.check(plan_deploy(asked, Found()))
     aws, said = Aws(options.region, options.endpoint_url), progress()
     wanted, found = _looked_up(aws, asked, said, options)
     steps = plan_deploy(wanted, found, waits=options.wait)
+    performing.check(steps)
     if options.dry_run:
         _print_requests([*steps, *([first_invocation(wanted.name, first)] if first else [])])
         return

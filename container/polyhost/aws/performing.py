@@ -10,7 +10,7 @@ from typing import Any
 from polyhost.aws.deploy import Call, Found, Step, Wait, first_invocation
 from polyhost.aws.found import BUSY, describe_endpoint
 from polyhost.aws.progress import Progress
-from polyhost.aws.session import Aws, CallFailed
+from polyhost.aws.session import Aws, CallFailed, ended
 from polyhost.aws.wanted import First
 from polyhost.errors import DeployFailed, InvalidSetting
 
@@ -77,7 +77,7 @@ def _is_reached(wait: Wait, described: Mapping[str, Any] | None) -> bool:
         if described is None and wait.config:
             raise DeployFailed(f"The endpoint {wait.endpoint} has been deleted meanwhile.")
         return described is None
-    status, reason = described["EndpointStatus"], described.get("FailureReason", "no reason was given")
+    status, reason = described["EndpointStatus"], ended(described.get("FailureReason", "no reason was given"))
     if status in BUSY:
         return False
     if status != "InService":

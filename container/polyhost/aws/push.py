@@ -147,6 +147,8 @@ class Local:
             with said.transfer(f"{url}:{tag}") as show:
                 layers = _Layers()
                 for event in self._client.api.push(url, tag, stream=True, decode=True, auth_config=auth):
+                    if "error" in event:
+                        raise DeployFailed(f"{url}:{tag} was not pushed: {event['error']}")
                     layers.see(event)
                     show(layers.done_bytes, layers.all_bytes)
             described = self._client.api.inspect_distribution(f"{url}:{tag}", auth_config=auth)["Descriptor"]
@@ -177,8 +179,6 @@ class _Layers:
         return sum(total for _, total in self._layers.values())
 
     def see(self, event: Mapping[str, Any]) -> None:
-        if "error" in event:
-            raise DeployFailed(f"The push failed: {event['error']}")
         detail = event.get("progressDetail") or {}
         if "current" in detail:  # compressed sizes are guessed, and passed at the end
             self._layers[event["id"]] = (detail["current"], max(detail["current"], detail.get("total", 0)))

@@ -130,7 +130,7 @@ def _prefix_of(service: str) -> str:
 
 
 def _refusal(action: str, response: Mapping[str, Any]) -> CallFailed:
-    code, message = response["Error"].get("Code", ""), _ended(response["Error"].get("Message") or "no reason was given")
+    code, message = response["Error"].get("Code", ""), ended(response["Error"].get("Message") or "no reason was given")
     if code in _BAD_CREDENTIALS:
         return NotAsked(f"{action}: these AWS credentials are not accepted: {message} Log in again.", code)
     if code in _FORBIDDEN:
@@ -145,8 +145,8 @@ def _refusal(action: str, response: Mapping[str, Any]) -> CallFailed:
 
 
 def _sentence(error: Exception) -> str:
-    return _ended(str(error) or type(error).__name__)
+    return ended(str(error) or type(error).__name__)
 
 
-def _ended(text: str) -> str:
+def ended(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
