@@ -43,16 +43,16 @@ class NotAsked(CallFailed):
 
 
 class Aws:
-    """`endpoint_url`: the server that stands in SageMaker's place, "" for AWS."""
+    """`endpoint_url`: the server that stands in SageMaker's place, "" for AWS. S3 is found from any region."""
 
-    def __init__(self, region: str = "", endpoint_url: str = "") -> None:
+    def __init__(self, region: str = "", endpoint_url: str = "", *, is_for_s3: bool = False) -> None:
         import boto3
 
         with _settings_translated():
             self._session = boto3.Session(region_name=region or None)
             self.endpoint_url = endpoint_url
             self.is_own = bool(endpoint_url)
-            found = self._session.region_name or ("us-east-1" if self.is_own else "")
+            found = self._session.region_name or ("us-east-1" if self.is_own or is_for_s3 else "")
             self._keys = _STAND_IN_KEYS if self.is_own and self._session.get_credentials() is None else {}
         if not found:
             raise InvalidSetting("No region is set: give --region, or AWS_REGION, or one in ~/.aws/config.")
@@ -116,7 +116,7 @@ def translated(service: str, operation: str) -> Iterator[None]:
             f"There are no AWS credentials for {action}: log in (aws sso login, aws configure) or set AWS_PROFILE, or "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         ) from error
-    except exceptions.HTTPClientError as error:  # and all that is raised where no answer comes
+    except (exceptions.HTTPClientError, exceptions.ConnectionError) as error:
         raise NotAsked(
             f"{action} was not answered: {_sentence(error)} Is the address right, and the network?"
         ) from error

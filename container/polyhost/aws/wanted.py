@@ -75,17 +75,19 @@ def parse_variant(text: str, default: Variant) -> Variant:
             )
         given[setting.replace("-", "_")] = value
     if "instance_count" in given:
-        given["instance_count"] = _number("instance-count", given["instance_count"], int, text)
+        given["instance_count"] = _number("instance-count", given["instance_count"], int, text, least=1)
     return Variant(**{**vars(default), **given})
 
 
-def _number(what: str, text: str, kind: type[int | float], whole: str) -> float:
+def _number(what: str, text: str, kind: type[int | float], whole: str, least: int = 0) -> float:
     try:
         number = kind(text)
     except ValueError:
         number = -1
-    if not 0 <= number < float("inf"):
-        raise InvalidSetting(f"--variant {whole}: {what} must be a number: write NAME=WEIGHT, for example canary=0.1.")
+    if not least <= number < float("inf"):
+        raise InvalidSetting(
+            f"--variant {whole}: {what} must be a number from {least} on: write NAME=WEIGHT, for example canary=0.1."
+        )
     return number
 
 
