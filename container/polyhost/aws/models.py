@@ -130,9 +130,11 @@ class Bucket:
         events = [f"before-call.s3.{operation}" for operation in ("PutObject", "CompleteMultipartUpload")]
         for event in events if is_on else ():
             client.meta.events.register(event, _if_none_match)
-        yield client
-        for event in events if is_on else ():
-            client.meta.events.unregister(event, _if_none_match)
+        try:
+            yield client
+        finally:
+            for event in events if is_on else ():
+                client.meta.events.unregister(event, _if_none_match)
 
     def remove(self, name: str) -> None:
         self._aws.call("s3", "DeleteObject", self._object(name))
