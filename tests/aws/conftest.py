@@ -83,6 +83,14 @@ def moto_url() -> Iterator[str]:
     server.stop()
 
 
+@functools.cache
+def client_of(service: str, url: str) -> Any:
+    return boto3.client(
+        service, endpoint_url=url, region_name=REGION,
+        aws_access_key_id="AKIAOURS", aws_secret_access_key="our-secret",
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Cloud:
     """A fresh account, with a bucket, a role and an image."""
@@ -90,10 +98,7 @@ class Cloud:
     url: str
 
     def client(self, service: str) -> Any:
-        return boto3.client(
-            service, endpoint_url=self.url, region_name=REGION,
-            aws_access_key_id="AKIAOURS", aws_secret_access_key="our-secret",
-        )  # fmt: skip
+        return client_of(service, self.url)
 
     @property
     def shell(self) -> Shell:

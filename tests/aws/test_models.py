@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import pty
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
@@ -243,31 +238,3 @@ def test_the_same_files_are_the_same_archive(place: Place, model: Path) -> None:
     (again / "notes" / "read me.txt").chmod(0o755)
     place.shell.run("models", "add", "--models", place.url, "--overwrite", str(again))
     assert place.content("houston.tar.gz") != place.content("again.tar.gz")
-
-
-def test_a_terminal_shows_bars(model: Path, tmp_path: Path) -> None:
-    """
-    rich's, where stderr is a terminal; what is printed stays clean.
-    """
-    store = tmp_path / "store"
-    store.mkdir()
-    leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "polyhost", "models"]
-    environ: dict[str, Any] = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    done = subprocess.run(
-        [*command, "add", "--models", str(store), str(model)],
-        env=environ, stdout=subprocess.PIPE, stderr=follower, check=True, timeout=60,
-    )  # fmt: skip
-    os.close(follower)
-    with open(leader, "rb", buffering=0) as terminal:
-        shown = b""
-        try:
-            while chunk := terminal.read(65536):
-                shown += chunk
-        except OSError:  # how a terminal ends
-            pass
-
-    assert done.stdout == b""
-    assert "━" in shown.decode()
-    listed = subprocess.run([*command, "list", "--models", str(store), "--json"], capture_output=True, check=True)
-    assert [row["name"] for row in json.loads(listed.stdout)] == ["houston.tar.gz"]

@@ -25,8 +25,12 @@ class Progress(Protocol):
         """The function is told the bytes that are done, and all that there are."""
 
 
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
 def progress() -> Progress:
-    if not sys.stderr.isatty():
+    if not _is_terminal():
         return Lines()
     try:
         return Terminal()
