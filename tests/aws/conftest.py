@@ -75,11 +75,13 @@ def one_loader() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def moto_url() -> Iterator[str]:
+def moto_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """AWS, all of it that there is at home."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
-    yield f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOTO_RECORDER_FILEPATH", str(tmp_path_factory.mktemp("moto") / "recording"))
+        yield f"http://127.0.0.1:{server.get_host_and_port()[1]}"
     server.stop()
 
 
