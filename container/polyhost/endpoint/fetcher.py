@@ -83,7 +83,9 @@ def hide() -> None:
 
 def _serve(connection: socket.socket) -> None:
     orders = received(connection, ToFetcher)
-    settings, _ = next(orders)
+    settings, _ = next(orders, (None, False))
+    if settings is None:  # the front has changed its mind
+        return
     os.environ.clear()
     os.environ.update(settings.environ)
     _Fetcher(connection, settings).serve(order for order, _ in orders)

@@ -139,6 +139,9 @@ class Fetcher:
             logger.warning("the process that fetches models cannot be started: %s", error)
             ours.close()
             return False
+        except BaseException:
+            ours.close()  # which ends it, if it is there
+            raise
         finally:
             theirs.close()
         try:
