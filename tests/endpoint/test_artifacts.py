@@ -19,7 +19,8 @@ import psutil
 import pytest
 import uvloop
 from polyhost.endpoint.artifacts import Artifact, Artifacts, Listed
-from polyhost.endpoint.disk import Entry, plan_eviction
+from polyhost.endpoint.artifacts.disk import Entry, plan_eviction
+from polyhost.endpoint.artifacts.fetcher import hide
 from polyhost.endpoint.errors import (
     ArtifactMissing,
     ArtifactUnusable,
@@ -28,7 +29,6 @@ from polyhost.endpoint.errors import (
     StoreFailed,
     ValidationError,
 )
-from polyhost.endpoint.fetcher import hide
 from polyhost.errors import StartFailed
 
 from endpoint.conftest import ACCESS_KEY, SECRET_KEY, environ_for
@@ -900,7 +900,7 @@ def test_credentials_stay_with_the_fetcher(
             await artifacts.get(f"s3://{bucket}/", "a.tar.gz")
             proc = Path(f"/proc/{artifacts.fetcher_pid}")
             shown = (proc / "cmdline").read_bytes() + (proc / "environ").read_bytes()
-            assert b"polyhost.endpoint.fetcher" in shown
+            assert b"polyhost.endpoint.artifacts.fetcher" in shown
             for secret in (ACCESS_KEY, SECRET_KEY):
                 assert secret.encode() not in shown
                 assert secret not in repr(artifacts) + repr(vars(artifacts._fetcher))

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from polyhost.endpoint.errors import ArtifactMissing, ArtifactUnusable, EndpointError, StoreFailed, ValidationError
-from polyhost.endpoint.stores import (
+from polyhost.endpoint.artifacts.stores import (
     S3,
     FolderStore,
     S3Store,
@@ -19,7 +18,8 @@ from polyhost.endpoint.stores import (
     split_archive_url,
     split_source,
 )
-from polyhost.endpoint.transfers import ArtifactChanged, ArtifactForbidden, Listed
+from polyhost.endpoint.artifacts.transfers import ArtifactChanged, ArtifactForbidden, Listed
+from polyhost.endpoint.errors import ArtifactMissing, ArtifactUnusable, EndpointError, StoreFailed, ValidationError
 
 from endpoint.conftest import SECRET_KEY, environ_for
 from endpoint.faults import FaultyBucket, faulty_bucket

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from polyhost.endpoint.artifacts.transfers import ArtifactChanged, ArtifactForbidden, Listed
 from polyhost.endpoint.errors import ArtifactMissing, ArtifactUnusable, DiskFull, StoreFailed, ValidationError
-from polyhost.endpoint.transfers import ArtifactChanged, ArtifactForbidden, Listed
 
 logger = logging.getLogger("polyhost.fetcher")
 
