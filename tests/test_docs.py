@@ -64,7 +64,7 @@ def test_every_kind_of_model_is_in_the_readmes_table() -> None:
     """
     for kind in KINDS:
         assert f"`{kind.name}`" in README
-        assert f"`{kind.module}:handle`" in (ROOT / "docs" / "handlers.md").read_text()
+        assert f"`{kind.module}:handle`" in (ROOT / "docs" / "05-handlers.md").read_text()
 
 
 def test_links_in_the_docs_lead_somewhere() -> None:
