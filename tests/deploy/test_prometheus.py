@@ -208,6 +208,16 @@ def test_what_is_recorded_has_values(prometheus: Prometheus) -> None:
     } == {}
 
 
+def test_every_alert_is_in_the_docs() -> None:
+    """
+    docs/08-metrics.md says when each fires.
+    """
+    page = (ROOT / "docs" / "08-metrics.md").read_text()
+
+    documented = set(re.findall(r"(?m)^\| `(Polyhost\w+)` \|", page))
+    assert documented == {rule["alert"] for rule in RULES if "alert" in rule}
+
+
 def test_promtool_accepts_configuration_and_rules(tmp_path: Path) -> None:
     """
     `promtool check config`, with a file in the token's place.
