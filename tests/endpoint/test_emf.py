@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from polyhost.endpoint import measures as measures_module
 from polyhost.endpoint.measures import Call, Gauges, Measures
+from polyhost.endpoint.measures import measures as measures_module
 from polyhost.log import formatter_for
 
 UNITS = {

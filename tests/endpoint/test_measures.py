@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import ROOT
-from polyhost.endpoint import measures as measures_module
-from polyhost.endpoint.exposition import EXPOSED_SECS
-from polyhost.endpoint.measures import EVENTS_KEPT, Call, Gauges, Measures
+from polyhost.endpoint.measures import measures as measures_module
+from polyhost.endpoint.measures.exposition import EXPOSED_SECS
+from polyhost.endpoint.measures.measures import EVENTS_KEPT, Call, Gauges, Measures
 from polyhost.log import formatter_for
 from polyhost.metrics import Metrics
 from prometheus_client.parser import text_string_to_metric_families

@@ -141,7 +141,7 @@ class RuntimeApi:
             context["sagemaker:TargetModel"] = asked.target
         if asked.variant:
             context["sagemaker:TargetVariant"] = asked.variant
-        self._authorize(request, self._arn + asked.endpoint, context)
+        self._authorize(request, self._arn + asked.endpoint.lower(), context)
 
     def _reply(
         self, asked: Asked, lane: Lane | None, answer: Answer | EndpointError, was_hit: bool | None, model_secs: float

@@ -32,6 +32,7 @@ from polyhost.endpoint.errors import (
 )
 from polyhost.endpoint.measures import Measures
 from polyhost.engine.errors import EngineError, ModelNotFound, OutOfMemory
+from polyhost.engine.handlers import handler_spec
 from polyhost.engine.protocol import Answer, Engine, Item, Registration
 from polyhost.memory import mib
 
@@ -329,7 +330,7 @@ class ModelCache:
         self._refuse_the_too_large(model, artifact)
         name = f"{hashlib.sha256(f'{artifact.source}{artifact.key}'.encode()).hexdigest()[:24]}-{next(self._numbers)}"
         registration = Registration(
-            url=str(artifact.path), name=name, handler=model.shelf.container.handler, environ=environ
+            url=str(artifact.path), name=name, handler=handler_spec(model.shelf.container.handler), environ=environ
         )
         async with contextlib.AsyncExitStack() as turn:
             has_turn = False

@@ -223,7 +223,10 @@ class Workforce:
         while True:
             await asyncio.sleep(_TICK_SECS)
             for worker in list(self._workers):
-                self._look_at(worker)
+                try:
+                    self._look_at(worker)
+                except Exception:  # the others must be looked after all the same
+                    logger.exception("worker %d cannot be looked after", worker.pid)
 
     def _look_at(self, worker: Worker) -> None:
         running, secs, own_secs = worker.look()
