@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from polyhost.endpoint.emf import take_metrics
-from polyhost.endpoint.tallies import Gauges, VariantTally
+from polyhost.endpoint.measures.emf import take_metrics
+from polyhost.endpoint.measures.tallies import Gauges, VariantTally
 
 TEMPLATE = ROOT / "deploy" / "cloudwatch" / "dashboard.yaml"
 # https://docs.aws.amazon.com/sagemaker/latest/dg/monitoring-cloudwatch.html
