@@ -292,10 +292,10 @@ def test_a_name_that_is_no_text_does_not_break_the_page(measures: Measures) -> N
 
 def test_every_metric_is_in_the_docs(measures: Measures) -> None:
     """
-    docs/metrics.md names each family.
+    docs/08-metrics.md names each family.
     """
     measures.invocation(call())
-    page = (ROOT / "docs" / "metrics.md").read_text()
+    page = (ROOT / "docs" / "08-metrics.md").read_text()
 
     for family in measures.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
