@@ -77,14 +77,18 @@ LABEL com.amazonaws.sagemaker.capabilities.multi-models=true \
 COPY --from=server /opt/polyhost /opt/polyhost
 COPY --from=mxnet /opt/polyhost/envs /opt/polyhost/envs
 COPY scripts/docker-entrypoint /usr/local/bin/
+# For --state-dir: a volume that is made here belongs to whom the server may run as.
+RUN install -d -o 1000 -g 1000 /var/lib/polyhost
 # ONNX Runtime reports its use to its makers unless it is told not to.
 ENV PATH=/opt/polyhost/bin:$PATH LANG=C.UTF-8 POLYHOST_HOST=0.0.0.0 ORT_DISABLE_TELEMETRY=1
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["/usr/bin/python3", "-IS", "-c", "\
-import http.client, os; \
+import http.client, os, ssl; \
 port = os.environ.get('POLYHOST_PORT') or os.environ.get('SAGEMAKER_BIND_TO_PORT') or '8080'; \
-connection = http.client.HTTPConnection('127.0.0.1', int(port), timeout=4); \
+tls = os.environ.get('POLYHOST_TLS_CERT'); \
+connection = http.client.HTTPSConnection('127.0.0.1', int(port), timeout=4, context=ssl._create_unverified_context()) \
+  if tls else http.client.HTTPConnection('127.0.0.1', int(port), timeout=4); \
 connection.request('GET', '/ping'); \
 raise SystemExit(connection.getresponse().status != 200)"]
 ENTRYPOINT ["/usr/local/bin/docker-entrypoint"]

@@ -70,7 +70,8 @@ def unpack(archive: Path, to: Path, limits: Limits = Limits(), called: str = "")
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoRoomToUnpack(f"{called} cannot be unpacked: the disk is full.") from error
         # What the system says names paths of ours; what the libraries say does not.
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = said.splitlines()[0].rstrip(":")
         raise ArchiveRefused(f"{called} is not a readable archive: {reason}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

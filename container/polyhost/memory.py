@@ -31,10 +31,21 @@ _CGROUP_LIMITS = (
 )
 
 
-def memory_limit_bytes(cgroup_files: Sequence[Path] = _CGROUP_LIMITS) -> int:
-    """The smaller of the machine's memory and the container's limit, bytes."""
+def memory_limit_bytes(cgroup_files: Sequence[Path] | None = None) -> int:
+    """The smaller of the machine's memory and the limits of the container or of a systemd unit, bytes."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *(limit for path in cgroup_files if (limit := _cgroup_limit(path)) is not None)])
+    files = [*_CGROUP_LIMITS, *_own_cgroup_limits()] if cgroup_files is None else cgroup_files
+    return min([machine, *(limit for path in files if (limit := _cgroup_limit(path)) is not None)])
+
+
+def _own_cgroup_limits(cgroup: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """Outside a container a unit's limit is not at the root: in our own cgroup (v2) and those above it."""
+    with contextlib.suppress(OSError):
+        for line in cgroup.read_text().splitlines():
+            if line.startswith("0::/"):
+                own = root / line[len("0::/") :]
+                return [folder / "memory.max" for folder in (own, *own.parents) if folder.is_relative_to(root)]
+    return []
 
 
 def cpu_limit(root: Path = Path("/sys/fs/cgroup")) -> int:

@@ -375,3 +375,22 @@ def test_zipf_traffic_hits_as_an_exact_lru_cache_does(clients: int) -> None:
         assert abs(hits - exact) <= (0 if clients == 1 else 0.02 * len(trace))
 
     run(case)
+
+
+def test_a_deleted_archive_is_forgotten_also_when_it_was_evicted() -> None:
+    """
+    What is remembered of models is bounded by what there is.
+    """
+
+    async def case() -> None:
+        c = Case(1, list("ab"))
+        await c.invoke("a")
+        await c.invoke("b")
+        assert set(c.shelf.models) == {"a", "b"}
+        c.artifacts.versions.clear()
+        await c.cache.refresh()
+        await settled()
+        assert not c.shelf.models
+        assert c.resident == []
+
+    run(case)

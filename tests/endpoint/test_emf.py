@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from polyhost.endpoint import measures as measures_module
 from polyhost.endpoint.measures import Call, Gauges, Measures
+from polyhost.endpoint.measures import measures as measures_module
 from polyhost.log import formatter_for
 
 UNITS = {
@@ -252,9 +252,9 @@ def test_a_minute_ends_by_the_clock(
 
 def test_every_metric_is_in_the_docs() -> None:
     """
-    docs/metrics.md names each.
+    docs/08-metrics.md names each.
     """
-    page = (ROOT / "docs" / "metrics.md").read_text()
+    page = (ROOT / "docs" / "08-metrics.md").read_text()
 
     assert not [name for name in UNITS if f"| `{name}` |" not in page]
 

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 from botocore.exceptions import ClientError
 from conftest import ROOT
-from polyhost.endpoint.containers import _REFUSED
-from polyhost.endpoint.operations import _REFUSED_IN_CONFIG, _REFUSED_IN_VARIANT
-from polyhost.endpoint.requests import OPERATIONS
+from polyhost.endpoint.hosting.containers import _REFUSED
+from polyhost.endpoint.hosting.operations import _REFUSED_IN_CONFIG, _REFUSED_IN_VARIANT
+from polyhost.endpoint.hosting.requests import OPERATIONS
 from support.control_plane import ACCOUNT, OWN_NAME, REGION, ControlPlane, client_of, control_plane_in
 
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/service-role/Models"

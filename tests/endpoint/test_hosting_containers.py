@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyhost.endpoint.containers import Unusable, containers_of
 from polyhost.endpoint.definitions import Container
-from polyhost.endpoint.images import handler_of
+from polyhost.endpoint.hosting.containers import Unusable, containers_of
+from polyhost.endpoint.hosting.images import handler_of
 
 ECR = "683313688378.dkr.ecr.us-east-1.amazonaws.com"
 

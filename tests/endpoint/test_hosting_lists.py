@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 import pytest
-from polyhost.endpoint.pages import BadToken, Row, page_of
+from polyhost.endpoint.hosting.pages import BadToken, Row, page_of
 
 
 def row(name: str, created: float = 0, status: str = "InService", modified: float = 0) -> Row:

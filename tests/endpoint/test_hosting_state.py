@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from polyhost.endpoint.definitions import Container, Endpoint
 from polyhost.endpoint.hosting import Hosting
-from polyhost.endpoint.state import FILE, Resource, State
+from polyhost.endpoint.hosting.state import FILE, Resource, State
 from polyhost.errors import StartFailed
 
 MODEL = {"ModelName": "m", "PrimaryContainer": {"Image": "i", "ModelDataUrl": "s3://b/k/", "Mode": "MultiModel"}}

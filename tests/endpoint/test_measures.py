@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import ROOT
-from polyhost.endpoint import measures as measures_module
-from polyhost.endpoint.exposition import EXPOSED_SECS
-from polyhost.endpoint.measures import EVENTS_KEPT, Call, Gauges, Measures
+from polyhost.endpoint.measures import measures as measures_module
+from polyhost.endpoint.measures.exposition import EXPOSED_SECS
+from polyhost.endpoint.measures.measures import EVENTS_KEPT, Call, Gauges, Measures
 from polyhost.log import formatter_for
 from polyhost.metrics import Metrics
 from prometheus_client.parser import text_string_to_metric_families
@@ -292,10 +292,10 @@ def test_a_name_that_is_no_text_does_not_break_the_page(measures: Measures) -> N
 
 def test_every_metric_is_in_the_docs(measures: Measures) -> None:
     """
-    docs/metrics.md names each family.
+    docs/08-metrics.md names each family.
     """
     measures.invocation(call())
-    page = (ROOT / "docs" / "metrics.md").read_text()
+    page = (ROOT / "docs" / "08-metrics.md").read_text()
 
     for family in measures.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name

@@ -54,7 +54,10 @@ class NativeServer(Server):
     def request(self, method: str, target: str, body: bytes | str | None = None, **headers: str) -> Answer:
         """Nothing here takes long: a server that hangs fails its test soon, and those that clean up after it."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return request(self.port, method, target, body, named, timeout=20)
+        try:
+            return request(self.port, method, target, body, named, timeout=20)
+        except TimeoutError:
+            raise AssertionError(f"{method} {target} was not answered:\n{self.process.log[-4000:]}") from None
 
 
 StartServer = Callable[..., Server]

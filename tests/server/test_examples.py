@@ -27,9 +27,9 @@ def test_a_pytorch_model_is_served_by_script(server: Server, tmp_path: Path) -> 
 
 def test_the_handlers_of_the_docs_run(server: Server, tmp_path: Path) -> None:
     """
-    docs/handlers.md, "Write your own": both files, as they stand there.
+    docs/05-handlers.md, "Write your own": both files, as they stand there.
     """
-    blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", (ROOT / "docs" / "handlers.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", (ROOT / "docs" / "05-handlers.md").read_text(), re.DOTALL)
     for name, code in blocks:
         (tmp_path / name).write_text(code)
     (tmp_path / "model").mkdir()

@@ -13,6 +13,7 @@ from polyhost.memory import (
     FIRST_LOAD_BYTES,
     Guard,
     Load,
+    _own_cgroup_limits,
     cpu_limit,
     estimate_bytes,
     fits,
@@ -163,3 +164,16 @@ def test_a_full_server_says_507_and_serves_again_after_an_unload(engine: str, sa
         assert server.invoke(f"copy-{last}", "1998,2150,3,2.5,0.4,2").status == 200
     finally:
         assert server.stop() == 0
+
+
+def test_the_limit_of_a_systemd_unit_counts(tmp_path: Path) -> None:
+    """
+    It is in the process's own cgroup, or one above it.
+    """
+    (tmp_path / "cgroup").write_text("0::/system.slice/polyhost.service\n")
+    limits = _own_cgroup_limits(tmp_path / "cgroup", tmp_path / "fs")
+    (tmp_path / "fs" / "system.slice" / "polyhost.service").mkdir(parents=True)
+    (tmp_path / "fs" / "system.slice" / "memory.max").write_text("123456789\n")
+    (tmp_path / "fs" / "system.slice" / "polyhost.service" / "memory.max").write_text("max\n")
+    assert memory_limit_bytes(limits) == 123456789
+    assert _own_cgroup_limits(tmp_path / "nothing") == []

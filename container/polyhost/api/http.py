@@ -26,6 +26,8 @@ _SHORT_BYTES = 1024**2
 _NOT_SHORT = frozenset((b"expect", b"upgrade", b"transfer-encoding"))
 
 
+_GOODBYE_SECS = 0.5
+
 _CONNECTION = {
     None: b"content-length: %d\r\n\r\n",
     False: b"content-length: %d\r\nconnection: keep-alive\r\n\r\n",
@@ -152,6 +154,15 @@ class ShortWay(HttpToolsProtocol):
         since = self._idle_since or now
         self._idle_timer = self.loop.call_later(since + self.timeout_keep_alive - now, self._close_when_idle)
 
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._end_soon()
+
+    def _end_soon(self) -> None:
+        """Over TLS a close waits for the peer's goodbye: an idle client would hold up the server's end."""
+        if self.scheme == "https" and self.transport.is_closing():
+            self.loop.call_later(_GOODBYE_SECS, self.transport.abort)
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if self._idle_timer is not None:
@@ -228,6 +239,7 @@ class ShortWay(HttpToolsProtocol):
         cycle.response_complete = True
         if closes:
             self.transport.close()
+            self._end_soon()
         self.on_response_complete()
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from polyhost.aws.session import Aws, CallFailed, translated
+from polyhost.endpoint.artifacts.stores import check_key, is_archive, split_source
 from polyhost.endpoint.errors import ValidationError
-from polyhost.endpoint.stores import check_key, is_archive, split_source
 from polyhost.errors import DeployFailed, InvalidSetting, PolyhostError
 
 # In an object's metadata: what it holds.

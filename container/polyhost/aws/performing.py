@@ -37,7 +37,7 @@ _DONE = {
 
 def check(steps: Sequence[Step]) -> None:
     """All requests of SageMaker against AWS's own description of them, before any is sent. Raises InvalidSetting."""
-    from polyhost.endpoint.requests import OPERATIONS, faults
+    from polyhost.endpoint.hosting.requests import OPERATIONS, faults
 
     for step in steps:
         if isinstance(step, Call) and step.operation in OPERATIONS:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from polyhost.aws import manifests
 from polyhost.aws.progress import Progress
 from polyhost.aws.session import Aws, CallFailed
+from polyhost.endpoint.artifacts.stores import split_source
 from polyhost.endpoint.errors import ValidationError
-from polyhost.endpoint.stores import split_source
 from polyhost.errors import DeployFailed, InvalidSetting
 
 DEFAULT_ROLE = "polyhost-execution"

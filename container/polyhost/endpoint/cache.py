@@ -528,9 +528,9 @@ class ModelCache:
         versions = {key: listed.version for key, listed in (await self._listed(shelf)).items()}
         for model in list(shelf.models.values()):
             version = versions.get(model.target)
-            if version is None and model.loaded is not None:
+            if version is None and model.loading is None:
                 logger.info("%s: %s was deleted", shelf.source, model.target)
-                shelf.models.pop(model.target, None)
+                del shelf.models[model.target]
                 await self._remove(model, is_stale=True)
                 self._measures.forget(model.target)
             elif model.loaded is not None and model.loaded.artifact.version != version and model.loading is None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import ipaddress
 import logging
 import os
@@ -17,6 +15,7 @@ from polyhost.api.endpoint import EndpointApi
 from polyhost.config import Config
 from polyhost.endpoint.access import Access
 from polyhost.endpoint.artifacts import Artifacts
+from polyhost.endpoint.artifacts.fetcher import hide
 from polyhost.endpoint.cache import ModelCache
 from polyhost.endpoint.definitions import Container, Endpoint, Variant
 from polyhost.endpoint.environment import cache_folder, state_folder
@@ -36,7 +35,6 @@ logger = logging.getLogger("polyhost.endpoint")
 # Of a server without access control: no account of AWS's.
 _NO_ACCOUNT = "000000000000"
 _VARIANT = "AllTraffic"
-_PR_SET_DUMPABLE = 4
 
 
 @dataclass(frozen=True)
@@ -156,8 +154,7 @@ def endpoint_half(plan: Plan, environ: Mapping[str, str], engine: Engine, metric
     cpu = CpuMeter()
     measures.gauges = lambda: _gauges(cache, engine, artifacts, cpu)
     metrics.add(measures)
-    with contextlib.suppress(OSError):  # models' processes must not read our environment
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    hide()  # models' processes must not read our environment
     return half
 
 

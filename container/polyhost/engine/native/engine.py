@@ -315,7 +315,7 @@ class NativeEngine:
                     await asyncio.sleep(0)  # the loop hears only now of one that died unseen
 
     async def _admit(self, need_bytes: int) -> None:
-        """Raises OutOfMemory when a load does not fit now, freed memory given back first."""
+        """Raises OutOfMemory when a load does not fit now, freed memory given back first where that is worth it."""
         if self._fits(need_bytes):
             return
         await self._workforce.trim()
@@ -381,6 +381,7 @@ class NativeEngine:
             return
         with contextlib.suppress(WorkerLost):
             await worker.order(Unload(next(self._numbers), model.key), timeout_secs=model.timeout_secs)
+        worker.freed_bytes += self._cost_bytes(model)
         worker.needs_trim = True
 
     async def _find_worker(self, model: Model) -> Worker:
@@ -417,6 +418,7 @@ class NativeEngine:
             return
         worker.artifact_bytes -= model.source.artifact_bytes
         worker.free_bytes += cost
+        worker.freed_bytes += cost
         worker.needs_trim = True
 
     async def _end(self, worker: Worker) -> None:
@@ -533,7 +535,9 @@ class NativeEngine:
         moved = self._leave(worker, but=model)
         worker.models &= {key}
         moved_bytes = sum(other.source.artifact_bytes for other, _ in moved)
-        worker.free_bytes += int(moved_bytes * self._workforce.bytes_per_artifact_byte())
+        moved_heap_bytes = int(moved_bytes * self._workforce.bytes_per_artifact_byte())
+        worker.free_bytes += moved_heap_bytes
+        worker.freed_bytes += moved_heap_bytes
         worker.artifact_bytes -= moved_bytes
         worker.give_away_all_but(key)
         ignored = worker.order(Keep(next(self._numbers), key), model.timeout_secs)

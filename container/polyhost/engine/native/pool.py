@@ -95,6 +95,8 @@ class Worker(asyncio.Protocol):
         # Estimate of the heap's room that unloaded models left; trimming gives it back to the system.
         self.free_bytes = 0
         self.needs_trim = False
+        # What unloaded models left since it was trimmed last, loaded over or not.
+        self.freed_bytes = 0
         # Whether it has ever been of use.
         self.has_answered = False
         self._watched: Order | None = None

@@ -27,6 +27,7 @@ _TICK_SECS = 0.02
 SLOW_CALL_SECS = 0.05
 _IDLE_SECS = 1.0
 _TRIM_TIMEOUT_SECS = 60.0
+_WORTH_A_TRIM = 0.05
 # Where one worker after the other ends before it was of any use, they are started ever more slowly.
 _RECENT_SECS = 10.0
 _FREE_RESTARTS = 3
@@ -206,13 +207,19 @@ class Workforce:
         return max(1.0, sum(worker.models_bytes for worker in shared) / artifact_bytes if artifact_bytes else 1.0)
 
     async def trim(self) -> None:
-        """Have freed memory given back to the system, now."""
-        await asyncio.gather(*(self._trim(worker) for worker in self._all_shared()), return_exceptions=True)
+        """
+        Have freed memory given back to the system, now.
+
+        It takes longer the larger a heap is: where next to nothing was freed, what is known of it is good enough.
+        """
+        worth_it = [one for one in self._all_shared() if one.freed_bytes > one.models_bytes * _WORTH_A_TRIM]
+        await asyncio.gather(*(self._trim(worker) for worker in worth_it), return_exceptions=True)
 
     async def _trim(self, worker: Worker) -> None:
         worker.needs_trim = False
         await worker.order(Trim(next(self._numbers)), _TRIM_TIMEOUT_SECS)
         worker.free_bytes = 0
+        worker.freed_bytes = 0
 
     def _all_shared(self) -> Iterator[Worker]:
         return itertools.chain.from_iterable(self._shared.values())
@@ -223,7 +230,10 @@ class Workforce:
         while True:
             await asyncio.sleep(_TICK_SECS)
             for worker in list(self._workers):
-                self._look_at(worker)
+                try:
+                    self._look_at(worker)
+                except Exception:  # the others must be looked after all the same
+                    logger.exception("worker %d cannot be looked after", worker.pid)
 
     def _look_at(self, worker: Worker) -> None:
         running, secs, own_secs = worker.look()

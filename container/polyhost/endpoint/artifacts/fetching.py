@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyhost.endpoint.errors import StoreFailed
-from polyhost.endpoint.transfers import (
+from polyhost.endpoint.artifacts.transfers import (
     KINDS,
     Done,
     Failed,
@@ -33,6 +32,7 @@ from polyhost.endpoint.transfers import (
     Settings,
     ToFront,
 )
+from polyhost.endpoint.errors import StoreFailed
 from polyhost.engine.native.framing import BrokenFrame, Deframer, frame
 
 logger = logging.getLogger("polyhost.endpoint")
@@ -131,7 +131,7 @@ class Fetcher:
         ours, theirs = socket.socketpair()
         try:
             self._process = process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "polyhost.endpoint.fetcher", str(theirs.fileno()), str(os.getpid()),
+                sys.executable, "-m", "polyhost.endpoint.artifacts.fetcher", str(theirs.fileno()), str(os.getpid()),
                 env=boot_environ(self._settings.environ), pass_fds=[theirs.fileno()], start_new_session=True,
                 stdin=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
@@ -139,6 +139,9 @@ class Fetcher:
             logger.warning("the process that fetches models cannot be started: %s", error)
             ours.close()
             return False
+        except BaseException:
+            ours.close()  # which ends it, if it is there
+            raise
         finally:
             theirs.close()
         try:

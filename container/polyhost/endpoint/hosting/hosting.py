@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from polyhost.endpoint.arns import Arns
 from polyhost.endpoint.definitions import Endpoint
-from polyhost.endpoint.operations import Check, HostingError, Operations, Outcome
-from polyhost.endpoint.requests import OPERATIONS
-from polyhost.endpoint.state import State
+from polyhost.endpoint.hosting.arns import Arns
+from polyhost.endpoint.hosting.operations import Check, HostingError, Operations, Outcome
+from polyhost.endpoint.hosting.requests import OPERATIONS
+from polyhost.endpoint.hosting.state import State
 
 __all__ = ["Hosting", "HostingError"]
 

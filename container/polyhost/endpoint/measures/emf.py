@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from polyhost.endpoint.histogram import Observed
-from polyhost.endpoint.tallies import Gauges, VariantTally
+from polyhost.endpoint.measures.histogram import Observed
+from polyhost.endpoint.measures.tallies import Gauges, VariantTally
 from polyhost.log import METRICS_MEMBER, Structured
 
 MAX_VALUES = 100

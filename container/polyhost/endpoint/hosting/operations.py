@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyhost.endpoint import requests
-from polyhost.endpoint.arns import CONFIG, ENDPOINT, MODEL, NAME_FIELDS, Arns
-from polyhost.endpoint.containers import Unusable, containers_of, folders_of, is_allowed
 from polyhost.endpoint.definitions import Container, Endpoint
-from polyhost.endpoint.deployments import (
+from polyhost.endpoint.hosting import requests
+from polyhost.endpoint.hosting.arns import CONFIG, ENDPOINT, MODEL, NAME_FIELDS, Arns
+from polyhost.endpoint.hosting.containers import Unusable, containers_of, folders_of, is_allowed
+from polyhost.endpoint.hosting.deployments import (
     capture_summary,
     endpoint_of,
     retain,
@@ -27,8 +27,8 @@ from polyhost.endpoint.deployments import (
     variant_summary,
     weight_of,
 )
-from polyhost.endpoint.pages import BadToken, Row, page_of
-from polyhost.endpoint.state import Resource, State
+from polyhost.endpoint.hosting.pages import BadToken, Row, page_of
+from polyhost.endpoint.hosting.state import Resource, State
 
 logger = logging.getLogger("polyhost.endpoint")
 

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from polyhost.endpoint.definitions import Container
-from polyhost.endpoint.images import handler_of
+from polyhost.endpoint.hosting.images import handler_of
 
 _MULTI_MODEL = "MultiModel"
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from polyhost.endpoint.histogram import Histogram
+from polyhost.endpoint.measures.histogram import Histogram
 
 # The label under which models are summed that have no numbers of their own.
 OTHER = "(other)"

@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from polyhost.endpoint.artifacts.transfers import Fetched, Listed
 from polyhost.endpoint.errors import DiskFull, ValidationError
-from polyhost.endpoint.transfers import Fetched, Listed
 from polyhost.errors import StartFailed
 
 logger = logging.getLogger("polyhost.endpoint")

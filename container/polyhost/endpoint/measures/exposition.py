@@ -12,8 +12,8 @@ from prometheus_client.core import (
     SummaryMetricFamily,
 )
 
-from polyhost.endpoint.histogram import Histogram
-from polyhost.endpoint.tallies import Gauges, ModelTally, VariantTally
+from polyhost.endpoint.measures.histogram import Histogram
+from polyhost.endpoint.measures.tallies import Gauges, ModelTally, VariantTally
 
 _VARIANT = ("endpoint", "variant")
 _MODEL = (*_VARIANT, "model")

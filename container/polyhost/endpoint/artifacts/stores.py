@@ -7,7 +7,6 @@ themselves block and are used in the fetcher alone; they raise errors of `polyho
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import errno
 import logging
@@ -20,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from polyhost.endpoint.artifacts.transfers import ArtifactChanged, ArtifactForbidden, Listed
 from polyhost.endpoint.errors import ArtifactMissing, ArtifactUnusable, DiskFull, StoreFailed, ValidationError
-from polyhost.endpoint.transfers import ArtifactChanged, ArtifactForbidden, Listed
 
 logger = logging.getLogger("polyhost.fetcher")
 
@@ -264,18 +263,22 @@ class S3Store:
             copy.unlink()
 
     def _download(self, full_key: str, listed: Listed, copy: Path) -> None:
+        from botocore.exceptions import ClientError
+
         etag = f'"{listed.version}"'
+        watch = _Watch(listed.size_bytes, etag)
         future = self._s3.manager.download(
-            self._bucket, full_key, str(copy), extra_args={"IfMatch": etag},
-            subscribers=[_Told(listed.size_bytes, etag)],
+            self._bucket, full_key, str(copy), extra_args={"IfMatch": etag}, subscribers=[watch],
         )  # fmt: skip
-        timer = threading.Timer(self._s3.fetch_secs, future.cancel)
-        timer.daemon = True
-        timer.start()
+        if not watch.is_done.wait(self._s3.fetch_secs):
+            future.cancel()  # which takes as long as the reads that wait yet
+            raise self._failed(f"s3://{self._bucket}/{full_key} took longer than {self._s3.fetch_secs:g} s")
         try:
             future.result()
-        finally:
-            timer.cancel()
+        except Exception as error:
+            if isinstance(error.__context__, ClientError):  # newer managers have words of their own for a 412
+                raise error.__context__ from error
+            raise
 
     def _full(self, key: str) -> str:
         full = self._prefix + key
@@ -299,8 +302,6 @@ class S3Store:
             yield
         except ClientError as error:
             raise self._answered(key, error.response) from error
-        except concurrent.futures.CancelledError as error:
-            raise self._failed(f"{self.url_of(key)} took longer than {self._s3.fetch_secs:g} s") from error
         except OSError as error:
             if error.errno in _DISK_IS_FULL:
                 raise DiskFull(f"The disk is full: {self.url_of(key)} was not fetched. Ask again later.") from error
@@ -330,10 +331,11 @@ def _listed(entry: Any, size: str) -> Listed:
     return Listed(entry["ETag"].strip('"'), entry[size])
 
 
-class _Told:
-    """What is known of an object already, so that the transfer manager does not ask for it again."""
+class _Watch:
+    """Tells the transfer manager what is known of an object, so that it does not ask again, and when it is done."""
 
     def __init__(self, size_bytes: int, etag: str) -> None:
+        self.is_done = threading.Event()
         self._size_bytes = size_bytes
         self._etag = etag
 
@@ -341,3 +343,6 @@ class _Told:
         future.meta.provide_transfer_size(self._size_bytes)
         if hasattr(future.meta, "provide_object_etag"):  # since s3transfer 0.11
             future.meta.provide_object_etag(self._etag)
+
+    def on_done(self, **_: Any) -> None:
+        self.is_done.set()

@@ -21,10 +21,10 @@ from typing import Any, Literal, NamedTuple
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from polyhost.endpoint import emf
-from polyhost.endpoint.exposition import families
-from polyhost.endpoint.histogram import Histogram, observed_together
-from polyhost.endpoint.tallies import NO_GAUGES, UNKNOWN, Gauges, ModelTally, Tallies, VariantTally
+from polyhost.endpoint.measures import emf
+from polyhost.endpoint.measures.exposition import families
+from polyhost.endpoint.measures.histogram import Histogram, observed_together
+from polyhost.endpoint.measures.tallies import NO_GAUGES, UNKNOWN, Gauges, ModelTally, Tallies, VariantTally
 from polyhost.log import Structured
 
 __all__ = ["AccessLine", "Call", "Event", "EventKind", "Gauges", "Measures", "Recent", "Snapshot", "Totals"]

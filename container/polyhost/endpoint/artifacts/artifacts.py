@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from polyhost.endpoint.disk import Artifact, Disk, Entry, too_large
+from polyhost.endpoint.artifacts.disk import Artifact, Disk, Entry, too_large
+from polyhost.endpoint.artifacts.fetching import Fetcher
+from polyhost.endpoint.artifacts.stores import check_key, split_archive_url, split_source
+from polyhost.endpoint.artifacts.transfers import ArtifactChanged, ArtifactForbidden, Fetched, Listed, Settings
 from polyhost.endpoint.errors import ArtifactMissing, DiskFull, EndpointError, StoreFailed
-from polyhost.endpoint.fetching import Fetcher
-from polyhost.endpoint.stores import check_key, split_archive_url, split_source
-from polyhost.endpoint.transfers import ArtifactChanged, ArtifactForbidden, Fetched, Listed, Settings
 
 __all__ = ["Artifact", "Artifacts", "Listed", "check_key", "split_archive_url"]
 

@@ -1,7 +1,7 @@
 """
 The fetcher: the one process that has AWS credentials. It asks the stores, fetches archives and unpacks them.
 
-    python -m polyhost.endpoint.fetcher FD FRONT_PID
+    python -m polyhost.endpoint.artifacts.fetcher FD FRONT_PID
 
 Model code runs under the same user, so nothing secret is in the command or the environment that this process is
 started with: its settings come over its socket, once it has made itself unreadable. Several threads carry out
@@ -26,10 +26,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from polyhost.archives import ArchiveTooLarge, Limits, NoRoomToUnpack, unpack
-from polyhost.endpoint.disk import MODEL, describe
-from polyhost.endpoint.errors import ArtifactUnusable, DiskFull, EndpointError, StoreFailed
-from polyhost.endpoint.stores import S3, Store, store_of
-from polyhost.endpoint.transfers import (
+from polyhost.endpoint.artifacts.disk import MODEL, describe
+from polyhost.endpoint.artifacts.stores import S3, Store, store_of
+from polyhost.endpoint.artifacts.transfers import (
     ArtifactTooLarge,
     Done,
     Fetch,
@@ -44,6 +43,7 @@ from polyhost.endpoint.transfers import (
     ToFront,
     failed,
 )
+from polyhost.endpoint.errors import ArtifactUnusable, DiskFull, EndpointError, StoreFailed
 from polyhost.engine.native.framing import frame, received
 from polyhost.errors import ArchiveRefused
 from polyhost.log import configure
@@ -83,7 +83,9 @@ def hide() -> None:
 
 def _serve(connection: socket.socket) -> None:
     orders = received(connection, ToFetcher)
-    settings, _ = next(orders)
+    settings, _ = next(orders, (None, False))
+    if settings is None:  # the front has changed its mind
+        return
     os.environ.clear()
     os.environ.update(settings.environ)
     _Fetcher(connection, settings).serve(order for order, _ in orders)
