@@ -13,6 +13,7 @@ import botocore.session
 import pytest
 import requests
 from click.testing import CliRunner
+from moto.moto_api import recorder
 from moto.server import ThreadedMotoServer
 from polyhost.cli import cli
 from polyhost.errors import PolyhostError
@@ -80,7 +81,8 @@ def moto_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MOTO_RECORDER_FILEPATH", str(tmp_path_factory.mktemp("moto") / "recording"))
+        # Its variable counts only before moto is imported.
+        patch.setattr(recorder, "_location", str(tmp_path_factory.mktemp("moto") / "recording"))
         yield f"http://127.0.0.1:{server.get_host_and_port()[1]}"
     server.stop()
 
