@@ -189,3 +189,16 @@ def test_mms_has_one_container_definition(server: EndpointServer) -> None:
         assert json.loads(mms.predict("houston.tar.gz", HOUSE, EndpointName="same"))
     finally:
         assert mms.stop() == 0, mms.process.log
+
+
+def test_an_environment_names_a_handler(server: EndpointServer) -> None:
+    """
+    As it does where our image runs on AWS; one that does not fit the archive says so.
+    """
+    of = {"xgboost": "by-name", "sklearn": "by-wrong-name"}
+    for handler, name in of.items():
+        deployed(server, name, container(server, "", Mode="MultiModel", Environment={"POLYHOST_HANDLER": handler}))
+    assert json.loads(server.predict("houston.tar.gz", HOUSE, EndpointName="by-name"))
+    with pytest.raises(ClientError) as caught:
+        server.predict("houston.tar.gz", HOUSE, EndpointName="by-wrong-name")
+    assert caught.value.response["OriginalStatusCode"] == 500

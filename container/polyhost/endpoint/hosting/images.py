@@ -23,8 +23,11 @@ def handler_of(image: str, environ: Mapping[str, str]) -> str:
     """
     The handler that an image stands for, "" where each archive tells.
 
-    With a script of the user's own the image is that of a framework, whatever its name.
+    POLYHOST_HANDLER in the container's Environment names one, as it does in our image on AWS. With a script of the
+    user's own the image is that of a framework, whatever its name.
     """
+    if told := environ.get("POLYHOST_HANDLER", ""):
+        return "" if told == "auto" else told
     if any(environ.get(variable) for variable in _SCRIPT_VARIABLES):
         return ""
     match = _REPOSITORY.fullmatch(image)
