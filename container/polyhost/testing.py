@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from polyhost.endpoint.artifacts import Artifact, Listed
+from polyhost.endpoint.artifacts import Artifact, ArtifactForbidden, Listed
 from polyhost.endpoint.errors import ArtifactMissing
 from polyhost.engine.errors import EngineError, ModelNotFound, OutOfMemory
 from polyhost.engine.protocol import Answer, Item, Registration
@@ -18,7 +18,8 @@ class CountingEngine:
     """
     An engine of models that are names: as many fit as `capacity`, each takes its archive's `unpacked_bytes` otherwise.
 
-    `answering` and `loading` are events that calls and loads wait for; set unless a test clears them.
+    `answering`, `loading` and `unloading` are events that calls, loads and unloads wait for; set unless a test clears
+    them.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -32,6 +33,8 @@ class CountingEngine:
         self.loading.set()
         self.answering = asyncio.Event()
         self.answering.set()
+        self.unloading = asyncio.Event()
+        self.unloading.set()
         self._reserved = 0
 
     async def start(self) -> None: ...
@@ -63,6 +66,7 @@ class CountingEngine:
 
     async def unload(self, name: str) -> None:
         self.counts["unload"] += 1
+        await self.unloading.wait()
         await asyncio.sleep(0)
         if self.models.pop(name, None) is None:
             raise ModelNotFound(f"Model not found: {name}")
@@ -107,6 +111,9 @@ class CountingArtifacts:
         self.fetching = asyncio.Event()
         self.fetching.set()
         self.unpacked_bytes = 1
+        # Keys that listings do not show, and those that may not be read.
+        self.unlisted: set[str] = set()
+        self.forbidden: set[str] = set()
         self._moments = itertools.count(1)
 
     async def get(self, source: str, key: str) -> Artifact:
@@ -131,9 +138,11 @@ class CountingArtifacts:
 
     async def list(self, source: str) -> dict[str, Listed]:
         self.counts["list"] += 1
-        return {key: Listed(version, 1) for key, version in self.versions.items()}
+        return {key: Listed(version, 1) for key, version in self.versions.items() if key not in self.unlisted}
 
     async def look_up(self, source: str, key: str) -> Listed:
+        if key in self.forbidden:
+            raise ArtifactForbidden(key)
         if key not in self.versions:
             raise ArtifactMissing(key)
         return Listed(self.versions[key], 1)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from polyhost.endpoint.cache import ModelCache, Shelf, Timing
+from polyhost.endpoint.cache import ModelCache, Shelf, ShelfClosed, Timing
 from polyhost.endpoint.definitions import Container
 from polyhost.endpoint.errors import ArtifactMissing, ModelNotReady, ServiceUnavailable, ValidationError
 from polyhost.endpoint.measures import Measures
@@ -392,5 +392,107 @@ def test_a_deleted_archive_is_forgotten_also_when_it_was_evicted() -> None:
         await settled()
         assert not c.shelf.models
         assert c.resident == []
+
+    run(case)
+
+
+def test_an_endpoint_that_goes_while_it_is_prepared_leaves_nothing() -> None:
+    """
+    Neither its model nor its workers.
+    """
+
+    async def case() -> None:
+        c = Case(5, ["a.tar.gz"])
+        c.engine.loading.clear()
+        single = Container(source="s3://bucket/models/a.tar.gz", is_multi_model=False)
+        c.cache.shelf(single, "single", "AllTraffic")
+        await settled()
+        c.cache.keep_only(set())
+        c.engine.loading.set()
+        await settled()
+        assert c.resident == []
+        assert c.artifacts.held.total() == 0
+        assert c.engine.counts["forget"] == 1
+
+    run(case)
+
+
+def test_a_request_for_an_endpoint_that_has_gone_loads_nothing() -> None:
+    """
+    It is told so, and asks its successor.
+    """
+
+    async def case() -> None:
+        c = Case(5, list("ab"))
+        shelf = c.shelf
+        await c.invoke("a", shelf)
+        c.cache.keep_only(set())
+        await settled()
+        with pytest.raises(ShelfClosed):
+            await c.invoke("b", shelf)
+        assert c.resident == []
+
+    run(case)
+
+
+def test_workers_are_given_up_only_when_their_last_request_is_answered() -> None:
+    """
+    A deleted endpoint's calls in flight are answered first.
+    """
+
+    async def case() -> None:
+        c = Case(5, ["a"])
+        await c.invoke("a")
+        c.engine.answering.clear()
+        last = asyncio.create_task(c.invoke("a"))
+        await settled()
+        c.cache.keep_only(set())
+        await settled()
+        assert c.engine.counts["forget"] == 0
+        c.engine.answering.set()
+        assert await last == "1"
+        await settled()
+        assert (c.engine.counts["forget"], c.resident) == (1, [])
+
+    run(case)
+
+
+def test_an_eviction_goes_on_when_who_wanted_the_room_is_gone() -> None:
+    """
+    What the cache does not know must not be in the engine.
+    """
+
+    async def case() -> None:
+        c = Case(1, list("ab"))
+        await c.invoke("a")
+        c.engine.unloading.clear()
+        wanted = asyncio.create_task(c.invoke("b"))
+        await settled()
+        c.shelf.models["b"].loading.cancel()
+        await settled()
+        c.engine.unloading.set()
+        await settled()
+        assert wanted.done()
+        assert c.resident == []
+        assert c.artifacts.held.total() == 0
+
+    run(case)
+
+
+def test_what_a_listing_does_not_show_is_looked_up_before_it_goes() -> None:
+    """
+    An archive of another name, or one that may not be read just now.
+    """
+
+    async def case() -> None:
+        c = Case(3, list("ab"))
+        await c.invoke("a")
+        await c.invoke("b")
+        c.artifacts.unlisted = {"a", "b"}
+        c.artifacts.forbidden = {"b"}
+        await c.cache.refresh()
+        await settled()
+        assert c.resident == ["a", "b"]
+        assert c.artifacts.discarded == []
 
     run(case)

@@ -154,7 +154,8 @@ def test_what_a_policy_names(tmp_path: Path) -> None:
     arns = "arn:aws:sagemaker:eu-west-1:123456789012:"
 
     def named(operation: str, **parameters: Any) -> str:
-        return hosting.resource_of(operation, parameters)
+        (resource, *_) = hosting.resources_of(operation, parameters)
+        return resource
 
     assert named("CreateModel", ModelName="M") == f"{arns}model/m"
     assert named("DeleteEndpointConfig", EndpointConfigName="c") == f"{arns}endpoint-config/c"

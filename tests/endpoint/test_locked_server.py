@@ -210,3 +210,32 @@ def test_a_target_cannot_leave_what_its_policy_names(server: EndpointServer) -> 
         runtime.invoke_endpoint(
             EndpointName="polyhost", TargetModel="houston/model.tar.gz", ContentType="text/csv", Body=large
         )
+
+
+def test_every_way_to_a_loaded_model_asks_for_it_by_name(server: EndpointServer, samples_folder: Path) -> None:
+    """
+    A policy that denies one model denies it on every route; without a name nothing is registered.
+    """
+    changed = principals()
+    changed["users"][0]["policies"].append({
+        "Version": "2012-10-17",
+        "Statement": [{"Effect": "Deny", "Action": "polyhost:*", "Resource": "arn:aws:polyhost:*:*:loaded-model/secret*"}],
+    })  # fmt: skip
+    url = str(samples_folder / "houston")
+    json_type = {"Content-Type": "application/json"}
+    plain = json.dumps({"model_name": "plain", "url": url}).encode()
+    secret = json.dumps({"model_name": "secret", "url": url}).encode()
+    nameless = json.dumps({"url": url}).encode()
+    assert signed(server, "POST", "/models", plain, **json_type).status == 200
+    assert signed(server, "POST", "/models", secret, **json_type).status == 200
+    replace(server.file, json.dumps(changed))
+    wait_until(lambda: signed(server, "POST", "/models/secret/invoke", HOUSE.encode()).status == 403)
+    for method, path in [
+        ("POST", "/invocations?model_name=secret"), ("POST", "/predictions/secret"), ("POST", "/secret/predict"),
+        ("GET", "/models/secret"), ("DELETE", "/models/secret"), ("PUT", "/models/secret?min_worker=0"),
+        ("OPTIONS", "/predictions/secret"), ("POST", f"/models?model_name=secret2&url={url}"),
+    ]:  # fmt: skip
+        assert signed(server, method, path, HOUSE.encode()).status == 403, path
+    assert signed(server, "POST", "/invocations?model_name=plain", HOUSE.encode()).status == 200
+    assert signed(server, "POST", "/models", nameless, **json_type).status == 400
+    replace(server.file, json.dumps(principals()))

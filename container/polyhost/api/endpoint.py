@@ -15,19 +15,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from polyhost.api import hosting as hosting_api
-from polyhost.api.container import ContainerApi, request_ids
+from polyhost.api.container import ContainerApi, registration_of, request_ids
 from polyhost.api.http import Reply, Request
 from polyhost.api.runtime import RuntimeApi, error_reply
 from polyhost.api.sts import Sts
 from polyhost.endpoint.access import Access
 from polyhost.endpoint.cache import ModelCache
-from polyhost.endpoint.errors import AccessDenied, EndpointError, NotAuthenticated
+from polyhost.endpoint.errors import AccessDenied, EndpointError, NotAuthenticated, ValidationError
 from polyhost.endpoint.hosting import Hosting
 from polyhost.endpoint.measures import Measures
 from polyhost.endpoint.traffic import Traffic
+from polyhost.engine.errors import BadRequest
 
 logger = logging.getLogger("polyhost.api")
 
@@ -107,7 +108,7 @@ class EndpointApi:
             await self._cache.refresh()
             return Reply(json.dumps({"Status": "Refreshed"}).encode(), 200, _JSON)
         self._authorize_route(request)
-        return await self._container.answer(request)
+        return await self._container.answer(request if self._access is None else _without_credentials(request))
 
     # Who may do that
 
@@ -137,13 +138,19 @@ class EndpointApi:
 
 def route_action(request: Request) -> tuple[str, str]:
     """What a policy calls a request to one of MMS's routes, and the model's name, "" if it names none."""
-    match [unquote(part) for part in request.path.strip("/").split("/")]:
-        case ["models", name, "invoke"] | ["predictions", name] | [name, "predict"]:
+    match [unquote(part) for part in request.path.split("/")[1:]]:
+        case ["models", name, "invoke"] | ["predictions", name] if request.method != "OPTIONS":
             return "polyhost:InvokeModel", name
+        case [name, "predict"]:
+            return "polyhost:InvokeModel", name
+        case ["predictions", name]:
+            return "polyhost:DescribeModel", name
         case ["invocations"]:
-            return "polyhost:InvokeModel", ""
-        case ["models"]:
-            return ("polyhost:RegisterModel" if request.method == "POST" else "polyhost:ListModels"), ""
+            return "polyhost:InvokeModel", dict(parse_qsl(request.query)).get("model_name", "")
+        case ["models"] | ["models", ""] if request.method == "POST":
+            return "polyhost:RegisterModel", _registered_name(request)
+        case ["models"] | ["models", ""]:
+            return "polyhost:ListModels", ""
         case ["models", name]:
             actions = {"DELETE": "polyhost:UnregisterModel", "PUT": "polyhost:ScaleWorkers"}
             return actions.get(request.method, "polyhost:DescribeModel"), name
@@ -151,3 +158,24 @@ def route_action(request: Request) -> tuple[str, str]:
             return "polyhost:DescribeServer", ""
         case _:
             raise AccessDenied(f"There is no {request.path} that anybody may call.")
+
+
+def _registered_name(request: Request) -> str:
+    """The name that a policy is asked for is the one that the model gets. Raises ValidationError."""
+    try:
+        name = registration_of(request).name
+    except BadRequest as error:
+        raise ValidationError(error.message) from error
+    if not name:
+        raise ValidationError("Parameter model_name is required where access is controlled.")
+    return name
+
+
+def _without_credentials(request: Request) -> Request:
+    """Models see neither signatures nor session tokens."""
+    kept = {
+        name: value
+        for name, value in request.headers.items()
+        if name != "authorization" and not name.startswith("x-amz-")
+    }
+    return request._replace(headers=kept)

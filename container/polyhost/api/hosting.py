@@ -29,7 +29,8 @@ async def answer(hosting: Hosting, request: Request, request_id: str, authorize:
     try:
         operation = _operation_of(request)
         parameters = _parameters_of(request)
-        authorize(f"sagemaker:{operation}", hosting.resource_of(operation, parameters))
+        for resource in hosting.resources_of(operation, parameters):
+            authorize(f"sagemaker:{operation}", resource)
         return _reply(await hosting.call(operation, parameters), request_id)
     except HostingError as error:
         return _error(error.code, error.message, error.status, request_id)

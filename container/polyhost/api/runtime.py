@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from polyhost.api.http import Headers, Reply, Request
 from polyhost.endpoint.artifacts import check_key
-from polyhost.endpoint.cache import Timing
+from polyhost.endpoint.cache import ShelfClosed, Timing
 from polyhost.endpoint.errors import EndpointError, ModelError, ValidationError
 from polyhost.endpoint.measures import Call, Measures
 from polyhost.endpoint.traffic import Lane, Traffic
@@ -104,7 +104,11 @@ class RuntimeApi:
                 self._require_access(request, asked)
             lane = self._traffic.lane(endpoint, asked.variant, asked.target)
             was_hit = self._traffic.is_resident(lane, asked.target) if asked.target else None
-            answer = await self._traffic.invoke(lane, asked.target, asked.item, timing)
+            try:
+                answer = await self._traffic.invoke(lane, asked.target, asked.item, timing)
+            except ShelfClosed:  # the endpoint was updated, or deleted: the next lane is the answer's
+                lane = self._traffic.lane(endpoint, asked.variant, asked.target)
+                answer = await self._traffic.invoke(lane, asked.target, asked.item, timing)
         except EndpointError as error:
             answer = error
             if isinstance(error, ValidationError):

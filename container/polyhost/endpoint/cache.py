@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from polyhost.endpoint.artifacts import Artifact, Artifacts, Listed, split_archive_url
+from polyhost.endpoint.artifacts import Artifact, ArtifactForbidden, Artifacts, Listed, split_archive_url
 from polyhost.endpoint.definitions import Container
 from polyhost.endpoint.errors import (
     ArtifactMissing,
@@ -39,6 +39,10 @@ from polyhost.memory import mib
 logger = logging.getLogger("polyhost.cache")
 
 _SUBMIT_DIRECTORY = "SAGEMAKER_SUBMIT_DIRECTORY"
+
+
+class ShelfClosed(ServiceUnavailable):
+    """The endpoint was deleted or updated meanwhile: what is asked of it now goes elsewhere, or nowhere."""
 
 
 @dataclass
@@ -94,6 +98,11 @@ class Shelf:
     # Its container's variables, with local paths in the place of urls; and the code that these are of.
     environ: asyncio.Task[tuple[tuple[str, str], ...]] | None = None
     code: Artifact | None = None
+    preparing: asyncio.Task[None] | None = None
+    # Versions that are in the engine, those that only their last users keep there too.
+    versions: int = 0
+    is_closed: bool = False
+    is_forgotten: bool = False
 
     @property
     def only_target(self) -> str:
@@ -155,8 +164,14 @@ class ModelCache:
         if shelf is None:
             source = container.source if container.is_multi_model else split_archive_url(container.source)[0]
             shelf = self._shelves[container] = Shelf(container, source, endpoint, variant)
-            self._keep(self._prepare(shelf))
+            shelf.preparing = self._keep(self._prepare(shelf))
         return shelf
+
+    async def prepared(self, shelves: Collection[Shelf]) -> None:
+        """Returns when what can be done before their first requests is done, or has failed."""
+        tasks = [shelf.preparing for shelf in shelves if shelf.preparing is not None]
+        if tasks:
+            await asyncio.wait(tasks)
 
     def shelves(self) -> Collection[Shelf]:
         return self._shelves.values()
@@ -177,14 +192,29 @@ class ModelCache:
             self._keep(self._close(self._shelves.pop(container)))
 
     async def _close(self, shelf: Shelf) -> None:
+        shelf.is_closed = True
+        before = [task for task in (shelf.preparing, shelf.environ) if task is not None and not task.done()]
+        for task in before:
+            task.cancel()
+        if before:
+            await asyncio.wait(before)
         models, shelf.models = shelf.models, {}
         await asyncio.gather(*(self._remove(model, is_stale=False) for model in models.values()))
-        if shelf.environ is not None and _is_good(shelf.environ):
+        if not shelf.versions:
+            await self._forget_environ(shelf)
+
+    async def _forget_environ(self, shelf: Shelf) -> None:
+        """Of a closed shelf, once, when the last version has left the engine."""
+        if shelf.is_forgotten:
+            return
+        shelf.is_forgotten = True
+        if _is_good(shelf.environ):
             environ = shelf.environ.result()
             if not any(_is_good(other.environ) and other.environ.result() == environ for other in self.shelves()):
                 await self._engine.forget(environ)
-        if shelf.code is not None:
-            self._artifacts.release(shelf.code)
+        code, shelf.code = shelf.code, None
+        if code is not None:
+            self._artifacts.release(code)
 
     # Using models
 
@@ -260,7 +290,7 @@ class ModelCache:
                     "Ask again."
                 )
             if task.cancelled():
-                raise ServiceUnavailable(f"The model {model.target} is no longer served here.")
+                raise ShelfClosed(f"The model {model.target} is no longer served here.")
             task.result()
 
     def _take(self, model: Model, loaded: Loaded) -> None:
@@ -285,7 +315,9 @@ class ModelCache:
     # Loading
 
     def _load_of(self, model: Model) -> asyncio.Task[None]:
-        """The load of a model that is under way, or a new one."""
+        """The load of a model that is under way, or a new one. Raises ShelfClosed."""
+        if model.shelf.is_closed:
+            raise ShelfClosed(f"The model {model.target} is no longer served here.")
         if model.loading is None:
             model.loading = asyncio.get_running_loop().create_task(self._load(model))
             model.loading.add_done_callback(_ignore_result)
@@ -371,6 +403,7 @@ class ModelCache:
     def _settle(self, model: Model, loaded: Loaded, secs: float) -> None:
         """A version is there; what was loaded before goes when it is idle."""
         shelf, artifact = model.shelf, loaded.artifact
+        shelf.versions += 1
         if model.loaded is not None:
             self._retire(model, is_stale=True)
             self._measures.swapped(shelf.endpoint, shelf.variant, model.target, secs)
@@ -429,7 +462,8 @@ class ModelCache:
         victim = next((model for model in self._resident if model.is_idle and not model.is_pinned), None)
         if victim is None:
             return False
-        await self._unload(victim, self._drop(victim), was_evicted=True)
+        # Who wanted the room may be gone before it is there: the unload goes on.
+        await asyncio.shield(self._keep(self._unload(victim, self._drop(victim), was_evicted=True)))
         return True
 
     def _is_anything_going_on(self) -> bool:
@@ -469,6 +503,9 @@ class ModelCache:
             await self._unload_quietly(loaded.name)
         finally:
             self._unloading -= 1
+            model.shelf.versions -= 1
+            if model.shelf.is_closed and not model.shelf.versions:
+                self._keep(self._forget_environ(model.shelf))
             (self._artifacts.discard if loaded.is_stale else self._artifacts.release)(loaded.artifact)
             self._make_known_that_something_changed()
         shelf, secs = model.shelf, time.perf_counter() - begin
@@ -527,8 +564,8 @@ class ModelCache:
             return
         versions = {key: listed.version for key, listed in (await self._listed(shelf)).items()}
         for model in list(shelf.models.values()):
-            version = versions.get(model.target)
-            if version is None and model.loading is None:
+            version = versions.get(model.target) or await self._version_of_unlisted(model)
+            if version is None and model.loading is None and shelf.models.get(model.target) is model:
                 logger.info("%s: %s was deleted", shelf.source, model.target)
                 del shelf.models[model.target]
                 await self._remove(model, is_stale=True)
@@ -538,12 +575,18 @@ class ModelCache:
                 self._keep(self._swap(model))
 
     async def _listed(self, shelf: Shelf) -> dict[str, Listed]:
-        if shelf.container.is_multi_model:
-            return await self._artifacts.list(shelf.source)
+        return await self._artifacts.list(shelf.source) if shelf.container.is_multi_model else {}
+
+    async def _version_of_unlisted(self, model: Model) -> str | None:
+        """A listing has only what looks like an archive by its name. None: it was deleted."""
+        if model.loaded is None:
+            return None
         try:
-            return {target: await self._artifacts.look_up(shelf.source, target) for target in list(shelf.models)}
+            return (await self._artifacts.look_up(model.shelf.source, model.target)).version
+        except ArtifactForbidden:  # access may come back
+            return model.loaded.artifact.version if model.loaded else None
         except ArtifactMissing:
-            return {}
+            return None
 
     async def _swap(self, model: Model) -> None:
         try:
@@ -558,11 +601,12 @@ class ModelCache:
         if model.loaded is not None:
             self._retire(model, is_stale=is_stale)
 
-    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Tasks are held weakly by asyncio; what goes wrong in them is told to those who wait, or the log."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

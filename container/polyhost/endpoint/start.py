@@ -49,6 +49,7 @@ class EndpointHalf:
     traffic: Traffic
     measures: Measures
     tasks: list[asyncio.Task[None]]
+    change: asyncio.Event
 
     async def start(self) -> None:
         """Raises StartFailed."""
@@ -56,6 +57,7 @@ class EndpointHalf:
         await self.hosting.start()
         await self.cache.start()
         self.endpoints_have_changed()
+        self.tasks.append(asyncio.create_task(self._follow_endpoints()))
         self.tasks.append(asyncio.create_task(self.measures.emit_every_minute()))
         self.tasks.append(asyncio.create_task(self._preload()))
         if self.access is None and not _is_loopback(self.config.host):
@@ -75,15 +77,21 @@ class EndpointHalf:
         await self.artifacts.stop()
 
     def endpoints_have_changed(self) -> None:
-        endpoints = self.hosting.endpoints()
-        for gone in self.traffic.forget_all_but({endpoint.name for endpoint in endpoints}):
-            self.measures.forget_endpoint(gone)
-        containers = {
-            container for endpoint in endpoints for variant in endpoint.variants for container in variant.containers
-        }
-        self.cache.keep_only(containers)
-        for endpoint in endpoints:
-            self.traffic.warm(endpoint)
+        self.change.set()
+
+    async def _follow_endpoints(self) -> None:
+        """What clients make is prepared; what nothing is left for is unloaded, once its successor serves."""
+        while True:
+            await self.change.wait()
+            self.change.clear()
+            endpoints = self.hosting.endpoints()
+            for gone in self.traffic.forget_all_but({endpoint.name for endpoint in endpoints}):
+                self.measures.forget_endpoint(gone)
+            await asyncio.gather(*(self.traffic.follow(endpoint) for endpoint in endpoints))
+            if not self.change.is_set():
+                self.cache.keep_only(
+                    {one for endpoint in endpoints for variant in endpoint.variants for one in variant.containers}
+                )
 
     def app(self, container: ContainerApi) -> EndpointApi:
         return EndpointApi(
@@ -150,7 +158,9 @@ def endpoint_half(plan: Plan, environ: Mapping[str, str], engine: Engine, metric
         on_change=lambda: half.endpoints_have_changed(),  # noqa: PLW0108 - it is made below
     )
     traffic = Traffic(cache, hosting.endpoint, account_id)
-    half = EndpointHalf(config, account_id, region, access, artifacts, cache, hosting, traffic, measures, [])
+    half = EndpointHalf(
+        config, account_id, region, access, artifacts, cache, hosting, traffic, measures, [], asyncio.Event()
+    )
     cpu = CpuMeter()
     measures.gauges = lambda: _gauges(cache, engine, artifacts, cpu)
     metrics.add(measures)

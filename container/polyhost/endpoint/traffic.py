@@ -74,7 +74,7 @@ class Traffic:
         if endpoint is None:
             raise ValidationError(f"Endpoint {endpoint_name} of account {self._account_id} not found.")
         route = self._routes.get(endpoint_name)
-        if route is None or route.endpoint is not endpoint:
+        if route is None:
             route = self._routes[endpoint_name] = self._route(endpoint)
         lane = route.choose(variant)
         if target and not lane.is_multi_model:
@@ -98,9 +98,15 @@ class Traffic:
         shelves = tuple(self._cache.shelf(container, endpoint.name, variant.name) for container in variant.containers)
         return Lane(variant, shelves, tuple(shelf.only_target for shelf in shelves))
 
-    def warm(self, endpoint: Endpoint) -> None:
-        """What can be started before an endpoint's first request."""
-        self._routes[endpoint.name] = self._route(endpoint)
+    async def follow(self, endpoint: Endpoint) -> None:
+        """A new endpoint is there at once; of one that changed, the old route serves until the new one is ready."""
+        before = self._routes.get(endpoint.name)
+        if before is not None and before.endpoint is endpoint:
+            return
+        route = self._route(endpoint)
+        if before is not None:
+            await self._cache.prepared([shelf for lane in route.lanes for shelf in lane.shelves])
+        self._routes[endpoint.name] = route
 
     def forget_all_but(self, names: Collection[str]) -> list[str]:
         """The endpoints that were here and are no more."""

@@ -3,6 +3,6 @@
 from polyhost.endpoint.artifacts.artifacts import Artifacts
 from polyhost.endpoint.artifacts.disk import Artifact
 from polyhost.endpoint.artifacts.stores import check_key, split_archive_url
-from polyhost.endpoint.artifacts.transfers import Listed
+from polyhost.endpoint.artifacts.transfers import ArtifactForbidden, Listed
 
-__all__ = ["Artifact", "Artifacts", "Listed", "check_key", "split_archive_url"]
+__all__ = ["Artifact", "ArtifactForbidden", "Artifacts", "Listed", "check_key", "split_archive_url"]

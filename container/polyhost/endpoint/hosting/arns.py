@@ -27,8 +27,18 @@ class Arns:
         match = re.fullmatch(rf"{re.escape(self._prefix)}({MODEL}|{CONFIG}|{ENDPOINT})/([a-zA-Z0-9-]+)", arn)
         return (match[1], match[2]) if match else None
 
-    def touched_by(self, operation: str, parameters: Mapping[str, Any]) -> str:
-        """What an operation is done to, in the one form that policies need; whatever is asked, valid or not."""
+    def touched_by(self, operation: str, parameters: Mapping[str, Any]) -> list[str]:
+        """
+        What an operation is done to, in the one form that policies need; whatever is asked, valid or not.
+
+        An endpoint is made of a configuration: who makes it must be allowed both, as at AWS.
+        """
+        touched = [self._done_to(operation, parameters)]
+        if operation in ("CreateEndpoint", "UpdateEndpoint"):
+            touched.append(self.of(CONFIG, str(parameters.get(NAME_FIELDS[CONFIG], ""))))
+        return touched
+
+    def _done_to(self, operation: str, parameters: Mapping[str, Any]) -> str:
         if operation in ("AddTags", "ListTags", "DeleteTags"):
             arn = str(parameters.get("ResourceArn", ""))
             resource = self.read(arn)

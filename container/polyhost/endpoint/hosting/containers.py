@@ -12,6 +12,9 @@ from polyhost.endpoint.definitions import Container
 from polyhost.endpoint.hosting.images import handler_of
 
 _MULTI_MODEL = "MultiModel"
+# Where the SDK says that the code is when it has put it into the model's archive.
+_IN_THE_ARCHIVE = "/opt/ml/model/code"
+_SUBMIT_DIRECTORY = "SAGEMAKER_SUBMIT_DIRECTORY"
 
 # What would change the answers, and is not there: why.
 _REFUSED = {
@@ -79,6 +82,9 @@ def _container(definition: Mapping[str, Any], where: str, hostname: str, allowed
     for name, value in environ.items():
         if _NOT_IN_A_VARIABLE.search(value):
             raise Unusable(f"{where}Environment.{name} has a character that no variable can hold")
+    code = environ.get(_SUBMIT_DIRECTORY)
+    if code and code != _IN_THE_ARCHIVE:
+        located(code, f"{where}Environment.{_SUBMIT_DIRECTORY}", is_multi_model=False, allowed_folders=allowed_folders)
     is_multi_model = definition.get("Mode") == _MULTI_MODEL
     return Container(
         source=_source(definition, where, is_multi_model, allowed_folders),

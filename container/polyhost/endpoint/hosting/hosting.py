@@ -86,8 +86,8 @@ class Hosting:
             )
         return await self._loop.run_in_executor(self._thread, self._perform, operation, parameters)
 
-    def resource_of(self, operation: str, parameters: Mapping[str, Any]) -> str:
-        """The ARN that a policy for this operation names."""
+    def resources_of(self, operation: str, parameters: Mapping[str, Any]) -> list[str]:
+        """The ARNs that policies for this operation must allow, every one."""
         return self._arns.touched_by(operation, parameters)
 
     def _publish(self, changed: Mapping[str, Endpoint | None]) -> None:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 from polyhost.engine.errors import (
     BadRequest,
@@ -45,6 +45,7 @@ _DEATHS_SECS = 600.0
 # Of a worker that a slow model has taken for itself: where CPUs are short, quick answers go first.
 _SLOW_NICENESS = 5
 _FIRST_FREEZE = 512  # models
+T = TypeVar("T")
 _UNLOADED = "its model was unloaded"
 _EXPECTED_ENDS = (_UNLOADED, STOPPING, FORGOTTEN)
 
@@ -57,6 +58,8 @@ class Copy:
     worker: Worker | None = None
     started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     grown_bytes: int = 0
+    # Whether it was loaded before: whoever loses its worker need not be admitted again.
+    is_admitted: bool = False
     loading: asyncio.Task[Worker] | None = None
 
 
@@ -169,7 +172,7 @@ class NativeEngine:
         if not registration.is_synchronous:
             self._workforce.keep(loading)
             return "Processing worker updates..."
-        await asyncio.shield(loading)
+        await _done(loading, name)
         if len(self._models) >= self._next_freeze:
             gc.freeze()  # looking through thousands of models for garbage would hold requests up
             self._next_freeze *= 2
@@ -302,11 +305,12 @@ class NativeEngine:
             copy.loading = asyncio.create_task(self._load_copy(model, copy))
             copy.loading.add_done_callback(ignore_result)
             copy.loading.add_done_callback(lambda _: setattr(copy, "loading", None))
-        return await asyncio.shield(copy.loading)
+        return await _done(copy.loading, model.name)
 
     async def _load_copy(self, model: Model, copy: Copy) -> Worker:
         need = self._cost_bytes(model)
-        await self._admit(need)
+        if not copy.is_admitted:
+            await self._admit(need)
         with self._reserved(need):
             while True:
                 try:
@@ -370,6 +374,7 @@ class NativeEngine:
         worker.artifact_bytes += model.source.artifact_bytes
         worker.free_bytes = max(0, worker.free_bytes - self._cost_bytes(model))
         copy.worker = worker
+        copy.is_admitted = True
         copy.grown_bytes = reply.grown_bytes
         copy.started = datetime.now(timezone.utc)
         return worker
@@ -630,6 +635,16 @@ class _Soon:
             self._done(answer)
         finally:
             self._model.in_flight -= 1
+
+
+async def _done(loading: asyncio.Task[T], name: str) -> T:
+    """The result of a load that others may wait for too. Raises ModelNotFound if the model was unloaded meanwhile."""
+    try:
+        return await asyncio.shield(loading)
+    except asyncio.CancelledError:
+        if loading.cancelled():
+            raise ModelNotFound(f"Model not found: {name}: it was unloaded while it was loading.") from None
+        raise
 
 
 def _copy_load(copy: Copy) -> int:

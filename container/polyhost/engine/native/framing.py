@@ -110,7 +110,7 @@ def _is_whole(buffer: memoryview, start: int, end: int) -> bool:
 
 class Progress:
     """
-    Which order a worker has begun last, in a page of memory that it shares with the front.
+    Which order a worker is at, in a page of memory that it shares with the front.
 
     When the worker dies, or does not answer, that is the one to ask about.
     """
@@ -133,7 +133,7 @@ class Progress:
 
     @property
     def begun(self) -> int:
-        """Its number; 0 before the first."""
+        """Its number; 0 between two."""
         return int(self._NUMBER.unpack_from(self._page, 0)[0])
 
 
