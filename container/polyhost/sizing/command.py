@@ -183,6 +183,8 @@ def _notes(
     if sample.refused:
         key, reason = next(iter(sample.refused.items()))
         notes.append(f"{len(sample.refused)} of the sample could not be loaded, for example {key}: {reason}")
+    if sample.left_out:
+        notes.append(f"{sample.left_out} of the sample were left out: the others fill this machine's memory.")
     silent = [one.key for one in sample.measured if not one.calls_secs]
     if silent:
         notes.append(

@@ -195,9 +195,10 @@ def _p99_words(mix: Mix) -> str:
 
 def _recommended_hosts(report: Report, layout: Layout) -> str:
     ratio = 1.0 if layout.replayed is None else layout.replayed.hit_ratio
+    price = money_words(layout.price_per_month)
     words = (
-        f"Take {layout.hosts:,} {_TIMES} {layout.host.name} ({layout_words(layout)}): {money_words(layout.price_per_month)} a "
-        f"month, {percent_words(ratio)} of requests find their model in memory."
+        f"Take {layout.hosts:,} {_TIMES} {layout.host.name} ({layout_words(layout)}): {price} a month, "
+        f"{percent_words(ratio)} of requests find their model in memory."
     )
     others = [other for other in report.layouts if other.endpoints > 1 and other is not layout]
     if others:

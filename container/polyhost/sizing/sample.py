@@ -6,11 +6,13 @@ What is asked and in which order is here; what follows from the figures is fleet
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import http.client
 import mimetypes
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +48,14 @@ class Body:
 @dataclass(frozen=True)
 class Sample:
     """
-    `refused`: why, by key, models could not be loaded. `idle_bytes`: of a server without models. CPU costs are of one
+    `refused`: why, by key, models could not be loaded. `left_out`: how many more this machine has no memory for.
+    `idle_bytes`: of a server without models. CPU costs are of one
     core, for a call and for a load from disk.
     """
 
     measured: tuple[Measured, ...]
     refused: Mapping[str, str]
+    left_out: int
     idle_bytes: int
     call_cpu_secs: float
     load_cpu_secs: float
@@ -99,7 +103,7 @@ def measure(
     Raises StartFailed; PolyhostError if no model could be loaded.
     """
     budget_bytes = int(min(memory_limit_bytes(), psutil.virtual_memory().available) * DEFAULT_SHARE)
-    with SampleServer(source, folder, budget_bytes) as server:
+    with _answering(SampleServer(source, folder, budget_bytes)) as server:
         first = _FromSource(server, archives, bodies)
         for number, key in enumerate(keys, 1):
             say(f"{number} of {len(keys)}: {key}")
@@ -110,15 +114,28 @@ def measure(
         key, reason = next(iter(first.refused.items()))
         raise PolyhostError(f"none of the {len(first.refused)} models that were tried could be loaded. {key}: {reason}")
     say("once more, from disk")
-    with SampleServer(source, folder, budget_bytes) as server:
+    with _answering(SampleServer(source, folder, budget_bytes)) as server:
         second = _FromDisk(server, first.measured, first.bodies)
         second.load()
         second.call()
     return Sample(
-        tuple(second.measured), first.refused, idle_bytes,
+        tuple(second.measured),
+        first.refused,
+        left_out=len(keys) - len(first.measured) - len(first.refused),
+        idle_bytes=idle_bytes,
         call_cpu_secs=second.call_cpu_secs,
         load_cpu_secs=max(0.0, second.load_cpu_secs - second.call_cpu_secs),
-    )  # fmt: skip
+    )
+
+
+@contextlib.contextmanager
+def _answering(server: SampleServer) -> Iterator[SampleServer]:
+    """Raises PolyhostError if it stops answering."""
+    with server:
+        try:
+            yield server
+        except (OSError, http.client.HTTPException) as error:
+            raise PolyhostError(f"the server that was measured does not answer:\n{server.log_tail()}") from error
 
 
 class _FromSource:

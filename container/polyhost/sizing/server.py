@@ -103,7 +103,7 @@ class SampleServer:
         deadline = time.monotonic() + _START_SECS
         while not self._answers_ping():
             if time.monotonic() > deadline or self._process.poll() is not None:
-                raise StartFailed(f"the server that was to be measured did not start:\n{self._log_tail()}")
+                raise StartFailed(f"the server that was to be measured did not start:\n{self.log_tail()}")
             time.sleep(0.05)
         self.request("POST", "/refresh")
         self._settle()
@@ -132,7 +132,7 @@ class SampleServer:
             self._connection.close()
             return False
 
-    def _log_tail(self) -> str:
+    def log_tail(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines()
         return "\n".join(lines[-5:])
 
