@@ -24,7 +24,7 @@ ENDPOINT = os.environ.get("LOADTEST_ENDPOINT", "polyhost")
 ENDPOINT_URL = os.environ.get("LOADTEST_ENDPOINT_URL") or None
 ROWS_FILE = os.environ.get("LOADTEST_ROWS", "rows.csv")
 TARGET = os.environ.get("LOADTEST_TARGET", "churn/{state}.tar.gz")
-LEAST_SECS, MOST_SECS = map(float, os.environ.get("LOADTEST_WAIT_SECS", "0.5-1.5").split("-"))
+LEAST_SECS, MOST_SECS = map(float, os.environ.get("LOADTEST_WAIT_SECS", "1-3").split("-"))
 # Connections of one of Locust's processes: a user has at most one request under way.
 MAX_USERS = 1000
 

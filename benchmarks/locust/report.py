@@ -28,6 +28,8 @@ from benchmarks.locust.watch import Look, cpu_shares, rates, waits_ms
 _P99_RATIO, _P99_MS = 1.25, 5.0
 _COLORS = ("#1f6fb2", "#d1772c", "#3b8f5a", "#8a5aa8")
 _STYLES = ("-", "--", ":")
+# What is short for most and long for a few.
+_LOG_PANELS = ("Latency", "Loading wait time")
 _MIB = 1024**2
 
 Points = Sequence[tuple[float, float]]
@@ -211,9 +213,10 @@ def page(
     when = dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     hints = {title: hint for title, hint, _ in (*_CLIENT_PANELS, *_SERVER_PANELS)}
     names = {result.name: number for number, result in enumerate(results)}
-    begin = min((moment.moment_secs for result in results for moment in result.client.history), default=0.0)
+    moments = [moment.moment_secs for result in results for moment in result.client.history]
+    begin, end = min(moments), max(moments)
     pictures = "\n".join(
-        f"<figure>{picture(title, hints[title], lines, names, begin)}</figure>" for title, lines in found.items()
+        f"<figure>{picture(title, hints[title], lines, names, begin, end)}</figure>" for title, lines in found.items()
     )
     missing = "" if any(result.looks for result in results) else (
         '<p class="small">The endpoints are not ours: loaded models, loads, evictions, waits, CPU and memory are in '
@@ -255,7 +258,9 @@ def _errors(results: Sequence[Result]) -> str:
     return f"<h2>Failed requests</h2><ul>{''.join(lines)}</ul>" if lines else ""
 
 
-def picture(title: str, hint: str, lines: Mapping[str, Points], names: Mapping[str, int], begin_secs: float) -> str:
+def picture(
+    title: str, hint: str, lines: Mapping[str, Points], names: Mapping[str, int], begin_secs: float, end_secs: float
+) -> str:
     """One panel as SVG; an endpoint has a colour, its lines have styles."""
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}):
         figure, axes = plt.subplots(figsize=(9, 2.6))
@@ -270,7 +275,12 @@ def picture(title: str, hint: str, lines: Mapping[str, Points], names: Mapping[s
         axes.set_title(title, loc="left", fontweight="bold")
         axes.set_ylabel(hint)
         axes.set_xlabel("seconds")
-        axes.set_ylim(bottom=0)
+        if title in _LOG_PANELS:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:,.0f}")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_xlim(0, end_secs - begin_secs)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         out = io.StringIO()

@@ -43,7 +43,7 @@ class Target:
 
 
 def main() -> None:
-    options = _options()
+    options = parsed_options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         report = run(options)
@@ -52,7 +52,7 @@ def main() -> None:
     print(f"report: {report}")
 
 
-def _options() -> argparse.Namespace:
+def parsed_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/loadtest", description="Load two endpoints side by side.")
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--users", type=int, default=300, help="of each endpoint")
@@ -60,9 +60,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--web", action="store_true", help=f"Locust's pages on ports {_WEB_PORT} and {_WEB_PORT + 1}")
     parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "results" / "loadtest")
     parser.add_argument("--endpoint", action="append", default=[], help="of SageMaker; may be given twice")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if not (0 < options.minutes <= 24 * 60 and 0 < options.users <= 1000 and 0 < options.spawn_rate <= 1000):
-        parser.error("--minutes must be from 0 to 1440, --users and --spawn-rate from 1 to 1000")
+        parser.error("--minutes must be above 0 and 1440 at most, --users and --spawn-rate above 0 and 1000 at most")
     return options
 
 
@@ -82,13 +82,16 @@ def run(options: argparse.Namespace) -> Path:
 
 def _own(models: Path, temp: Path, stack: contextlib.ExitStack) -> list[Target]:
     print("measuring what all models take", file=sys.stderr)
-    rows = (models / "rows.csv").read_text().splitlines()
-    all_bytes = memory_of_all(models / "models", temp / "measured", rows[1].partition(",")[2])
+    state, _, row = (models / "rows.csv").read_text().splitlines()[1].partition(",")
+    all_bytes = memory_of_all(models / "models", temp / "measured", row)
     budgets = {"memory for all": round(all_bytes * _ROOM), "memory for a third": all_bytes // 3}
-    return [
-        Target(name, "polyhost", stack.enter_context(ChurnServer(models / "models", temp / f"state{number}", budget)))
-        for number, (name, budget) in enumerate(budgets.items())
-    ]
+    targets = []
+    for number, (name, budget_bytes) in enumerate(budgets.items()):
+        server = stack.enter_context(ChurnServer(models / "models", temp / f"state{number}", budget_bytes))
+        # The first call waits for the workers' frameworks: no user's.
+        server.call(f"churn/{state}.tar.gz", row)
+        targets.append(Target(name, "polyhost", server))
+    return targets
 
 
 def _load(
