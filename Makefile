@@ -1,4 +1,4 @@
-.PHONY: run test check lint install models bench image image-test push
+.PHONY: run test check lint install models bench loadtest image image-test push
 
 run: ## install, serve the sample models, print calls to try
 	scripts/run
@@ -20,6 +20,9 @@ models: ## train the sample models
 
 bench: ## native beside the real MMS; PARTS="throughput load" REPEATS=3 ARGS=--quick
 	scripts/bench $(if $(REPEATS),--repeats $(REPEATS)) $(ARGS) $(PARTS)
+
+loadtest: ## 300 users on two sizings side by side; MINUTES=15 USERS=300 SPAWN_RATE=5 WEB=1
+	scripts/loadtest $(if $(MINUTES),--minutes $(MINUTES)) $(if $(USERS),--users $(USERS)) $(if $(SPAWN_RATE),--spawn-rate $(SPAWN_RATE)) $(if $(WEB),--web) $(ARGS)
 
 image: ## build the Docker image polyhost:mms
 	scripts/image

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -54,6 +55,32 @@ def mms_path() -> None:
     from polyhost.mms_command import COMMAND_FOLDER
 
     click.echo(COMMAND_FOLDER)
+
+
+# Sizing (docs/sizing.md): imported by this command alone, never by the server.
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--trace", type=click.Path(path_type=Path), help="Traffic: an access log, or a file, one target a line.")
+@click.option("--zipf", type=float, metavar="S", help="Traffic by Zipf's law with this exponent [default: 1].")
+@click.option("--requests-per-sec", type=float, metavar="R", help="How many CPUs are needed follows from it.")
+@click.option(
+    "--host", "hosts", multiple=True, metavar="NAME=GiB:CPUS:PRICE_PER_HOUR", help="A kind of host to compare."
+)
+@click.option("--copies", default=1, metavar="N", show_default=True, help="On how many hosts each model is to be.")
+@click.option("--sample", default=20, metavar="N", show_default=True, help="How many models to load and measure.")
+@click.option(
+    "--request", "requests", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+    help="A request that models take, its type by the file's suffix [default: a row of zeros].",
+)  # fmt: skip
+@click.option("--p99-ms", type=float, metavar="MS", help="What p99 may be [default: that of models in memory].")
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
+def size(as_json: bool, **options: Any) -> None:
+    """How much memory SOURCE, s3://BUCKET/PREFIX/ or a folder of archives, needs, and what hosts for it cost."""
+    from polyhost.sizing.command import Options, run
+
+    click.echo(run(Options(**options), as_json=as_json, say=lambda words: click.echo(words, err=True)))
 
 
 for _command in COMMANDS:

@@ -1,0 +1,3 @@
+from benchmarks.locust.run import main
+
+main()
