@@ -19,6 +19,7 @@ from support.endpoint import EndpointServer
 from support.server import Answer
 
 HOUSE = "1998,2150,3,2.5,0.4,2"
+SECRET = "arn:aws:polyhost:*:*:loaded-model/secret*"
 ENDPOINT = "arn:aws:sagemaker:us-east-1:123456789012:endpoint/polyhost"
 KEYS = {"aws_access_key_id": "AKIAADMINADMINADMIN0", "aws_secret_access_key": "the-secret-of-the-admin"}
 BOB = {"aws_access_key_id": "AKIABOBBOBBOBBOB0000", "aws_secret_access_key": "the-secret-of-bob-himself"}
@@ -219,7 +220,7 @@ def test_every_way_to_a_loaded_model_asks_for_it_by_name(server: EndpointServer,
     changed = principals()
     changed["users"][0]["policies"].append({
         "Version": "2012-10-17",
-        "Statement": [{"Effect": "Deny", "Action": "polyhost:*", "Resource": "arn:aws:polyhost:*:*:loaded-model/secret*"}],
+        "Statement": [{"Effect": "Deny", "Action": "polyhost:*", "Resource": SECRET}],
     })  # fmt: skip
     url = str(samples_folder / "houston")
     json_type = {"Content-Type": "application/json"}

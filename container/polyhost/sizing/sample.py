@@ -20,8 +20,8 @@ import psutil
 from polyhost_handlers.artifacts import recognise
 from polyhost_handlers.errors import LoadFailed
 
+from polyhost.endpoint.artifacts.stores import S3, store_of
 from polyhost.endpoint.errors import EndpointError
-from polyhost.endpoint.stores import S3, store_of
 from polyhost.errors import InvalidSetting, PolyhostError
 from polyhost.memory import DEFAULT_SHARE, memory_limit_bytes
 from polyhost.sizing.fleet import Measured
