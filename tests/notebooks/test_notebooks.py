@@ -159,7 +159,7 @@ def test_pipeline_and_access(laptop: Laptop, tmp_path: Path, aws_url: str) -> No
         saw = laptop.run(
             "3-pipeline-and-access", server.url, tmp_path / "models",
             "prices", "without_deck", "refusal", "as_agent", "as_role", "later", "aws_as_role",
-            AWS_ENDPOINT_URL_STS=server.url, SKLEARN_IMAGE="sklearn", LINEAR_LEARNER_IMAGE="linear-learner",
+            AWS_ENDPOINT_URL_STS=server.url,
             **{name.upper(): value for name, value in keys.items()},
         )  # fmt: skip
 
@@ -182,7 +182,7 @@ def test_pipeline_and_access(laptop: Laptop, tmp_path: Path, aws_url: str) -> No
 
 def test_churn(laptop: Laptop, tmp_path: Path) -> None:
     """
-    With memory for all every call is a hit, with memory for a third as many as an LRU cache gives; answers are the same.
+    With memory for all every call is a hit, with memory for a third as many as an LRU cache gives; the answers agree.
     """
     (tmp_path / "models").mkdir()
     large = EndpointServer("native", tmp_path / "models")
@@ -201,7 +201,8 @@ def test_churn(laptop: Laptop, tmp_path: Path) -> None:
         assert 12 <= saw["loaded"]["a third"] <= 22
         exact = lru_hits([*states, *saw["ORDER"]], saw["loaded"]["a third"]) / 400
         assert saw["hit_ratio"]["a third"] == pytest.approx(exact, abs=0.08)
-        assert saw["evictions"]["a third"] == pytest.approx(400 * (1 - saw["hit_ratio"]["a third"]), abs=5)
+        misses = round(400 * (1 - saw["hit_ratio"]["a third"]))
+        assert misses / 2 < saw["evictions"]["a third"] <= misses  # two that wait for one load are two misses
         assert saw["chances"]["all"] == saw["chances"]["a third"]
         assert len(saw["aws_percentiles"]) == 2
         assert is_all_deleted(large)
