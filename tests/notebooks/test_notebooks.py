@@ -8,9 +8,11 @@ tests (tests/endpoint/test_sdk.py).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,13 +70,25 @@ def laptop(tmp_path: Path, samples_folder: Path, aws_url: str, monkeypatch: pyte
     return Laptop(tmp_path, samples_folder, aws_url)
 
 
+@contextlib.contextmanager
+def served(models: str | Path, *arguments: str, **environ: str) -> Iterator[EndpointServer]:
+    """A server that must end well; its log is shown where a notebook fails."""
+    server = EndpointServer("native", models, *arguments, environ=environ)
+    try:
+        yield server
+    except BaseException:
+        server.kill()
+        sys.stderr.write(server.process.log)
+        raise
+    assert server.stop() == 0, server.process.log
+
+
 @pytest.fixture(scope="module")
 def server(aws_url: str, bucket: str) -> Iterator[EndpointServer]:
     """Serves what is in the bucket."""
     environ = {"AWS_ENDPOINT_URL_S3": aws_url, "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
-    server = EndpointServer("native", f"s3://{bucket}/", environ=environ)
-    yield server
-    assert server.stop() == 0, server.process.log
+    with served(f"s3://{bucket}/", **environ) as server:
+        yield server
 
 
 def is_all_deleted(server: EndpointServer, **keys: str) -> bool:
@@ -154,8 +168,7 @@ def test_pipeline_and_access(laptop: Laptop, tmp_path: Path, aws_url: str) -> No
     keys = {"aws_access_key_id": owner["access_key_id"], "aws_secret_access_key": owner["secret_access_key"]}
     arguments = ("--auth", "sigv4", "--auth-file", str(NOTEBOOKS / "principals.json"))
     (tmp_path / "models").mkdir()
-    server = EndpointServer("native", tmp_path / "models", *arguments)
-    try:
+    with served(tmp_path / "models", *arguments) as server:
         saw = laptop.run(
             "3-pipeline-and-access", server.url, tmp_path / "models",
             "prices", "without_deck", "refusal", "as_agent", "as_role", "later", "aws_as_role",
@@ -174,8 +187,6 @@ def test_pipeline_and_access(laptop: Laptop, tmp_path: Path, aws_url: str) -> No
                 assert answers[city].startswith("AccessDeniedException: User: arn:aws:sts::123456789012:assumed-role/")
         assert saw["later"] == saw["prices"]["boston"]
         assert is_all_deleted(server, **keys)
-    finally:
-        assert server.stop() == 0, server.process.log
     for user in (owner, agent):
         assert user["secret_access_key"] not in server.process.log
 
@@ -185,13 +196,12 @@ def test_churn(laptop: Laptop, tmp_path: Path) -> None:
     With memory for all every call is a hit, with memory for a third as many as an LRU cache gives; the answers agree.
     """
     (tmp_path / "models").mkdir()
-    large = EndpointServer("native", tmp_path / "models")
-    small = EndpointServer("native", tmp_path / "models", *small_budget())
-    try:
+    with served(tmp_path / "models") as large, served(tmp_path / "models", *small_budget()) as small:
         saw = laptop.run(
             "4-churn", large.url, tmp_path / "models",
-            "list(POPULATION)", "ORDER", "chances", "hit_ratio", "loaded", "evictions", "percentiles", "own",
-            "californian", "aws_percentiles", POLYHOST_URL_SMALL=small.url, CALLS="400",
+            "list(POPULATION)", "ORDER", "hit_ratio", "loaded", "evictions", "percentiles", "own",
+            "californian", "aws_percentiles", "different", "failed", POLYHOST_URL_SMALL=small.url,
+            CALLS="400", THREADS="1",
         )  # fmt: skip
 
         states = saw["list(POPULATION)"]
@@ -202,13 +212,11 @@ def test_churn(laptop: Laptop, tmp_path: Path) -> None:
         exact = lru_hits([*states, *saw["ORDER"]], saw["loaded"]["a third"]) / 400
         assert saw["hit_ratio"]["a third"] == pytest.approx(exact, abs=0.08)
         misses = round(400 * (1 - saw["hit_ratio"]["a third"]))
-        assert misses / 2 < saw["evictions"]["a third"] <= misses  # two that wait for one load are two misses
-        assert saw["chances"]["all"] == saw["chances"]["a third"]
+        assert saw["evictions"]["a third"] == pytest.approx(misses, abs=10)  # what fits varies by a few models
+        assert (saw["different"], saw["failed"]) == (0, {"all": 0, "a third": 0})
         assert len(saw["aws_percentiles"]) == 2
         assert is_all_deleted(large)
         assert is_all_deleted(small)
-    finally:
-        assert [large.stop(), small.stop()] == [0, 0], large.process.log + small.process.log
 
 
 def small_budget() -> list[str]:
