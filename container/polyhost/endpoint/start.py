@@ -14,6 +14,7 @@ from pathlib import Path
 
 from polyhost.api.container import ContainerApi
 from polyhost.api.endpoint import EndpointApi
+from polyhost.api.ops import DashboardApi
 from polyhost.config import Config
 from polyhost.endpoint.access import Access
 from polyhost.endpoint.artifacts import Artifacts
@@ -45,6 +46,7 @@ class EndpointHalf:
     account_id: str
     region: str
     access: Access | None
+    engine: Engine
     artifacts: Artifacts
     cache: ModelCache
     hosting: Hosting
@@ -88,8 +90,13 @@ class EndpointHalf:
             self.traffic.warm(endpoint)
 
     def app(self, container: ContainerApi) -> EndpointApi:
+        dashboard = DashboardApi(
+            engine=self.engine, artifacts=self.artifacts, cache=self.cache, hosting=self.hosting, traffic=self.traffic,
+            measures=self.measures, access=self.access, account_id=self.account_id, region=self.region,
+            refresh_secs=self.config.refresh_secs,
+        )  # fmt: skip
         return EndpointApi(
-            container, self.hosting, self.traffic, self.cache, self.measures, self.access,
+            container, self.hosting, self.traffic, self.cache, self.measures, self.access, dashboard,
             own_endpoint=self.config.endpoint_name if self.config.models else None,
             account_id=self.account_id, region=self.region,
         )  # fmt: skip
@@ -152,7 +159,7 @@ def endpoint_half(plan: Plan, environ: Mapping[str, str], engine: Engine, metric
         on_change=lambda: half.endpoints_have_changed(),  # noqa: PLW0108 - it is made below
     )
     traffic = Traffic(cache, hosting.endpoint, account_id)
-    half = EndpointHalf(config, account_id, region, access, artifacts, cache, hosting, traffic, measures, [])
+    half = EndpointHalf(config, account_id, region, access, engine, artifacts, cache, hosting, traffic, measures, [])
     cpu = CpuMeter()
     measures.gauges = lambda: _gauges(cache, engine, artifacts, cpu)
     metrics.add(measures)

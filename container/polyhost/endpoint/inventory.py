@@ -1,0 +1,372 @@
+"""
+What models a container has, in its bucket, on disk and in memory, as one list that is searched, sorted and paged.
+
+Fifty thousand models are ordinary, and the event loop has requests to answer. So the order of a list is found in
+slices, between which others have their turn, and so seldom that it takes a small share of the time; what a page shows
+of its rows is looked up when it is asked for. Nothing here changes a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import operator
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from weakref import WeakKeyDictionary
+
+import msgspec
+
+from polyhost.endpoint.artifacts import Artifacts, Listed
+from polyhost.endpoint.cache import Model, Shelf
+from polyhost.endpoint.errors import EndpointError
+from polyhost.endpoint.measures import Measures
+from polyhost.endpoint.tallies import ModelTally
+
+logger = logging.getLogger("polyhost.endpoint")
+
+Status = Literal["memory", "disk", "store"]
+Sort = Literal["status", "name", "size", "requests", "hits", "errors", "last_used"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+# About a millisecond's work.
+_SLICE = 1000
+_RUN = 4000
+_ORDERS_KEPT = 8
+_FRESH_SECS = 2.0
+# What finding orders may take of the time: one part in so many.
+_SHARE = 50
+_CHANGES_WITH_REQUESTS = frozenset(("requests", "hits", "errors", "last_used"))
+
+_T = TypeVar("_T")
+
+
+class Query(NamedTuple):
+    """`search`: words that a name has, all of them; `status`: None is any."""
+
+    search: str = ""
+    status: Status | None = None
+    sort: Sort = "status"
+    is_descending: bool = False
+
+
+class Place(NamedTuple):
+    """A container, and the variant that its models are asked through."""
+
+    shelf: Shelf
+    endpoint: str
+    variant: str
+
+
+class Row(msgspec.Struct, frozen=True):
+    """
+    A model now. `size_bytes` is the archive's, None where it is not known; `users` are requests in flight.
+
+    `requests` are those that the model was sent since the server started; `last_used_secs` since 1970, 0.0 for never.
+    `problem`: why it cannot be loaded, in a sentence.
+    """
+
+    name: str
+    status: Status
+    is_loading: bool
+    is_pinned: bool
+    users: int
+    size_bytes: int | None
+    unpacked_bytes: int | None
+    requests: int
+    hits: int
+    errors: int
+    last_used_secs: float
+    problem: str
+
+
+class Page(msgspec.Struct, frozen=True):
+    """
+    `total` and `counts` are of what was searched for; `listed_secs`: when the bucket was last listed, since 1970.
+
+    `order` is the number of the order that the rows are in.
+    """
+
+    order: int
+    rows: list[Row]
+    total: int
+    counts: Mapping[Status, int]
+    listed_secs: float | None
+    is_listing: bool
+    problem: str
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The names that a query finds, sorted. `state` is what they depend on."""
+
+    number: int
+    names: Sequence[str]
+    counts: Mapping[Status, int]
+    state: object
+    found_at: float
+    cost_secs: float
+
+    def is_good(self, state: object) -> bool:
+        age_secs = time.monotonic() - self.found_at
+        return self.state == state or age_secs < max(_FRESH_SECS, _SHARE * self.cost_secs)
+
+
+@dataclass
+class _Known:
+    """Of one shelf: all names there are, sorted, and the orders that were asked for."""
+
+    names: list[str] = field(default_factory=list)
+    names_of: object = None
+    # By what was asked, least recently asked first; and the last ones by number.
+    orders: OrderedDict[object, _Order] = field(default_factory=OrderedDict)
+    numbered: OrderedDict[int, _Order] = field(default_factory=OrderedDict)
+    finding: dict[object, asyncio.Task[_Order]] = field(default_factory=dict)
+    listing: asyncio.Task[None] | None = None
+    problem: str = ""
+
+
+class Inventory:
+    def __init__(self, artifacts: Artifacts, measures: Measures, *, refresh_secs: float) -> None:
+        """`refresh_secs`: the age at which a listing that somebody looks at is asked for again; 0 for never."""
+        self._artifacts = artifacts
+        self._measures = measures
+        self._refresh_secs = refresh_secs
+        self._known: WeakKeyDictionary[Shelf, _Known] = WeakKeyDictionary()
+        self._numbers = itertools.count(1)
+
+    async def page(self, place: Place, query: Query, offset: int, limit: int, held: int = 0) -> Page:
+        """`held`: number of the order that the rows stay in, if it is still known, because somebody points at one."""
+        known = self._known_of(place.shelf)
+        listed = self._listed(place.shelf)
+        if place.shelf.container.is_multi_model and known.listing is None and self._is_old(listed):
+            self._begin_to_list(place.shelf, known)
+        order = known.numbered.get(held) or await self._order(place, known, query)
+        archives = listed[0] if listed else {}
+        tallies = self._measures.models(place.endpoint, place.variant)
+        return Page(
+            order=order.number,
+            rows=[self._row(place.shelf, name, archives, tallies) for name in order.names[offset : offset + limit]],
+            total=len(order.names),
+            counts=order.counts,
+            listed_secs=time.time() - (time.monotonic() - listed[1]) if listed else None,
+            is_listing=known.listing is not None,
+            problem=known.problem,
+        )
+
+    def has_changed(self, shelf: Shelf) -> None:
+        """Somebody has loaded or unloaded a model and wants to see it."""
+        self._known_of(shelf).orders.clear()
+
+    async def list_now(self, shelf: Shelf) -> None:
+        """Ask the bucket or folder; what goes wrong is the next page's `problem`."""
+        if not shelf.container.is_multi_model:
+            return
+        known = self._known_of(shelf)
+        if known.listing is None:
+            self._begin_to_list(shelf, known)
+        assert known.listing is not None
+        await asyncio.shield(known.listing)
+
+    # Listings
+
+    def _known_of(self, shelf: Shelf) -> _Known:
+        return self._known.setdefault(shelf, _Known())
+
+    def _listed(self, shelf: Shelf) -> tuple[Mapping[str, Listed], float] | None:
+        return self._artifacts.last_listing(shelf.source) if shelf.container.is_multi_model else None
+
+    def _is_old(self, listed: tuple[Mapping[str, Listed], float] | None) -> bool:
+        if listed is None:
+            return True
+        return bool(self._refresh_secs) and time.monotonic() - listed[1] > max(_FRESH_SECS, self._refresh_secs)
+
+    def _begin_to_list(self, shelf: Shelf, known: _Known) -> None:
+        known.listing = asyncio.get_running_loop().create_task(self._list(shelf, known))
+
+    async def _list(self, shelf: Shelf, known: _Known) -> None:
+        try:
+            await self._artifacts.list(shelf.source)
+            known.problem = ""
+        except EndpointError as error:
+            known.problem = error.message
+            # Not again at once: whoever asks every second would ask a bucket that has just refused.
+            asyncio.get_running_loop().call_later(_FRESH_SECS, self._end_listing, known)
+        else:
+            known.orders.clear()
+            self._end_listing(known)
+
+    def _end_listing(self, known: _Known) -> None:
+        known.listing = None
+
+    # Orders
+
+    async def _order(self, place: Place, known: _Known, query: Query) -> _Order:
+        asked = (query, place.endpoint, place.variant)
+        state = self._state(place.shelf, query)
+        order = known.orders.get(asked)
+        if order is not None and order.is_good(state):
+            known.orders.move_to_end(asked)
+            return order
+        if asked not in known.finding:
+            task = asyncio.get_running_loop().create_task(self._find(place, known, query, state))
+            known.finding[asked] = task
+            task.add_done_callback(lambda _: known.finding.pop(asked))
+        order = known.orders[asked] = await asyncio.shield(known.finding[asked])
+        known.numbered[order.number] = order
+        for kept in (known.orders, known.numbered):
+            while len(kept) > _ORDERS_KEPT:
+                kept.popitem(last=False)
+        return order
+
+    def _state(self, shelf: Shelf, query: Query) -> object:
+        """What the order depends on: where it is equal, the order is the same."""
+        listed = self._listed(shelf)
+        requests = self._measures.invocations_ever if query.sort in _CHANGES_WITH_REQUESTS else None
+        on_disk = len(self._artifacts.on_disk())
+        return listed and listed[1], self._measures.events_ever, on_disk, len(shelf.models), requests
+
+    async def _find(self, place: Place, known: _Known, query: Query, state: object) -> _Order:
+        began = time.perf_counter()
+        words = query.search.casefold().split()
+        found: list[str] = []
+        groups: dict[Status, list[str]] = {status: [] for status in STATUSES}
+        async for names in _slices(await self._names(place.shelf, known)):
+            for name in names:
+                if not words or _has(name.casefold(), words):
+                    found.append(name)
+                    groups[self._status(place.shelf, name)].append(name)
+        return _Order(
+            number=next(self._numbers),
+            names=await self._sorted(place, query, found, groups),
+            counts={status: len(names) for status, names in groups.items()},
+            state=state,
+            found_at=time.monotonic(),
+            cost_secs=time.perf_counter() - began,
+        )
+
+    async def _names(self, shelf: Shelf, known: _Known) -> list[str]:
+        """In the bucket or not: what was deleted there may be in memory yet."""
+        listed = self._listed(shelf)
+        archives = listed[0] if listed else {}
+        others = {shelf.only_target} - {""}
+        async for models in _slices(list(shelf.models)):
+            others.update(name for name in models if name not in archives)
+        async for entries in _slices(list(self._artifacts.on_disk())):
+            others.update(
+                key
+                for source, key in entries
+                if source == shelf.source and key not in archives and shelf.container.is_multi_model
+            )
+        names_of = (listed and listed[1], others)
+        if known.names_of != names_of:
+            known.names = await _in_order([*archives, *others], key=None, is_descending=False)
+            known.names_of = names_of
+        return known.names
+
+    async def _sorted(
+        self, place: Place, query: Query, found: list[str], groups: Mapping[Status, list[str]]
+    ) -> Sequence[str]:
+        names = groups[query.status] if query.status else found
+        if query.sort == "name":
+            return names[::-1] if query.is_descending else names
+        if query.sort == "status":
+            if query.status:
+                return names
+            order = reversed(STATUSES) if query.is_descending else STATUSES
+            return list(itertools.chain.from_iterable(groups[status] for status in order))
+        value_of = self._value(place, query.sort)
+        # Most have none of what is counted: they stay as they are.
+        counted: list[tuple[float, str]] = []
+        others: list[str] = []
+        async for part in _slices(names):
+            for name in part:
+                value = value_of(name)
+                if value:
+                    counted.append((value, name))
+                else:
+                    others.append(name)
+        pairs = await _in_order(counted, key=operator.itemgetter(0), is_descending=query.is_descending)
+        ordered = [name for _, name in pairs]
+        return ordered + others if query.is_descending else others + ordered
+
+    def _value(self, place: Place, sort: Sort) -> Callable[[str], float]:
+        """Of a name, what it is sorted by; 0 for those that have nothing of it."""
+        models, tallies = place.shelf.models, self._measures.models(place.endpoint, place.variant)
+        listed = self._listed(place.shelf)
+        archives = listed[0] if listed else {}
+        match sort:
+            case "size":
+                return lambda name: archives[name].size_bytes if name in archives else 0
+            case "requests":
+                return lambda name: models[name].uses if name in models else 0
+            case "last_used":
+                return lambda name: models[name].last_used if name in models else 0
+            case "hits":
+                return lambda name: tallies[name].hits if name in tallies else 0
+            case "errors":
+                return lambda name: tallies[name].errors if name in tallies else 0
+            case _:
+                return lambda _: 0
+
+    # Models
+
+    def _status(self, shelf: Shelf, name: str) -> Status:
+        model = shelf.models.get(name)
+        if model is not None and (model.loaded or model.loading):
+            return "memory"
+        return "disk" if (shelf.source, name) in self._artifacts.on_disk() else "store"
+
+    def _row(self, shelf: Shelf, name: str, archives: Mapping[str, Listed], tallies: Mapping[str, ModelTally]) -> Row:
+        model = shelf.models.get(name) or Model(shelf, name)
+        artifact = model.loaded.artifact if model.loaded else None
+        listed = archives.get(name)
+        size_bytes = listed.size_bytes if listed else artifact.archive_bytes if artifact else None
+        tally = tallies.get(name) or ModelTally()
+        return Row(
+            name=name,
+            status=self._status(shelf, name),
+            is_loading=model.loading is not None,
+            is_pinned=model.is_pinned,
+            users=model.loaded.users if model.loaded else 0,
+            size_bytes=size_bytes,
+            unpacked_bytes=artifact.unpacked_bytes if artifact else None,
+            requests=model.uses,
+            hits=tally.hits,
+            errors=tally.errors,
+            last_used_secs=model.last_used,
+            problem=model.too_large[1] if model.too_large else "",
+        )
+
+
+def _has(name: str, words: Sequence[str]) -> bool:
+    return all(word in name for word in words)
+
+
+async def _slices(items: Sequence[_T]) -> AsyncIterator[Sequence[_T]]:
+    for start in range(0, len(items), _SLICE):
+        if start:
+            await asyncio.sleep(0)
+        yield items[start : start + _SLICE]
+
+
+async def _in_order(items: list[_T], *, key: Callable[[_T], Any] | None, is_descending: bool) -> list[_T]:
+    """
+    Sorted, stable. In steps: runs first, then two by two, because to sort what consists of two sorted runs is to merge.
+    """
+    runs = []
+    for start in range(0, len(items), _RUN):
+        await asyncio.sleep(0)
+        runs.append(sorted(items[start : start + _RUN], key=key, reverse=is_descending))  # type: ignore[type-var,arg-type]
+    while len(runs) > 1:
+        merged = []
+        for index in range(0, len(runs), 2):
+            await asyncio.sleep(0)
+            pair = list(itertools.chain.from_iterable(runs[index : index + 2]))
+            merged.append(sorted(pair, key=key, reverse=is_descending))  # type: ignore[type-var,arg-type]
+        runs = merged
+    return runs[0] if runs else []
