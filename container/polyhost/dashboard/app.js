@@ -39,16 +39,16 @@ async function tick() {
     show(await get("/dashboard/state", Object.fromEntries(Object.entries(known).filter(([, value]) => value >= 0))));
     failures = 0;
   } catch (error) {
-    if (failed(error)) return;
+    if (failed(error, { isState: true })) return;
   }
   clearTimeout(timer);
   timer = setTimeout(tick, failures ? Math.min(LONGEST_PAUSE_MS, TICK_MS * 2 ** failures) : TICK_MS);
 }
 
-/** True if somebody must log in first. */
-function failed(error) {
+/** True if somebody must log in first. Whoever may not do one thing may do others; to see nothing is another matter. */
+function failed(error, { isState = false } = {}) {
   if (error instanceof Refused) {
-    if (error.status === 401 || (error.status === 403 && !state)) {
+    if (error.status === 401 || (error.status === 403 && isState)) {
       askToLogIn(error.status === 403 ? error.message : "");
       return true;
     }
@@ -201,7 +201,6 @@ function showRoom(element, { used_bytes: used, budget_bytes: budget, models }, w
   fill(element.querySelector(".note"), `${count(models)} ${models === 1 ? "model" : "models"} ${word}`);
   element.querySelector("meter").value = share;
   element.querySelector(".bar-of > div").style.inlineSize = `${Math.max(share * 100, used > 0 ? 0.5 : 0)}%`;
-  element.dataset.is = share > 0.9 ? "full" : "free";
 }
 
 function showEvents({ events, events_ever: ever, totals }) {

@@ -2,7 +2,7 @@
 
 const NAMESPACE = "http://www.w3.org/2000/svg";
 const TOP = 6;
-const BOTTOM = 2;
+const BOTTOM = 16;
 // For what is written beside the lines.
 const GUTTER = 46;
 const LEAST_BETWEEN_MARKS = 14;
@@ -82,7 +82,9 @@ export class Chart {
       shape("line", { class: "grid", x1: 0, x2: width, y1: y(value), y2: y(value) }),
       shape("text", { class: "mark", x: width + 8, y: y(value) + 3.5 }, this.mark(value)),
     ]);
-    return [...lines, base];
+    const then = shape("text", { class: "when", x: 0, y: height - 2 }, "5 min ago");
+    const now = shape("text", { class: "when now", x: width, y: height - 2 }, "now");
+    return [...lines, base, then, now];
   }
 
   /** In pieces where there is nothing to show. */

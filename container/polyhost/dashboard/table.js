@@ -40,6 +40,7 @@ export class Table {
     this.#container = container;
     const store = container?.source.startsWith("s3://") ? "bucket" : "folder";
     for (const element of document.querySelectorAll(".store-name")) fill(element, `In the ${store}`);
+    if (!container) this.#showNone();
     this.place = { memory: "In memory", disk: "On disk", store: `In the ${store}` };
   }
 
@@ -75,6 +76,12 @@ export class Table {
     this.#showListing(page);
   }
 
+  #showNone() {
+    this.#showRows([]);
+    $("no-models").hidden = false;
+    fill($("no-models"), "There is no endpoint yet.");
+  }
+
   #showRows(rows) {
     const names = new Set(rows.map((row) => row.name));
     for (const [name, element] of this.#rows) {
@@ -97,7 +104,6 @@ export class Table {
     fill(element.querySelector(".folder"), name.slice(0, end));
     fill(element.querySelector(".file"), name.slice(end));
     element.querySelector(".name").title = name;
-    for (const button of element.querySelectorAll("button")) button.setAttribute("aria-describedby", "models-name");
     element.querySelector(".load").addEventListener("click", () => this.#loadOrUnload(name, element));
     element.querySelector(".pin").addEventListener("click", () => this.#pinOrNot(name, element));
     element.querySelector(".try-it").addEventListener("click", () => this.tryIt(name));

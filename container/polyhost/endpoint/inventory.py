@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
-import operator
+import math
 import time
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -27,22 +27,24 @@ from polyhost.endpoint.errors import EndpointError
 from polyhost.endpoint.measures import Measures
 from polyhost.endpoint.tallies import ModelTally
 
-logger = logging.getLogger("polyhost.endpoint")
-
 Status = Literal["memory", "disk", "store"]
 Sort = Literal["status", "name", "size", "requests", "hits", "errors", "last_used"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 # About a millisecond's work.
 _SLICE = 1000
-_RUN = 4000
 _ORDERS_KEPT = 8
 _FRESH_SECS = 2.0
+# How long a model that no listing has may be missing.
+_NAMES_SECS = 10.0
+_PLACE_BITS = 24
+_PLACE_MASK = (1 << _PLACE_BITS) - 1
 # What finding orders may take of the time: one part in so many.
-_SHARE = 50
+_SHARE = 20
 _CHANGES_WITH_REQUESTS = frozenset(("requests", "hits", "errors", "last_used"))
 
 _T = TypeVar("_T")
+_O = TypeVar("_O", int, str)
 
 
 class Query(NamedTuple):
@@ -121,7 +123,10 @@ class _Known:
     """Of one shelf: all names there are, sorted, and the orders that were asked for."""
 
     names: list[str] = field(default_factory=list)
-    names_of: object = None
+    # Those that no listing has.
+    others: set[str] = field(default_factory=set)
+    names_of: float | None = None
+    names_at: float = -math.inf
     # By what was asked, least recently asked first; and the last ones by number.
     orders: OrderedDict[object, _Order] = field(default_factory=OrderedDict)
     numbered: OrderedDict[int, _Order] = field(default_factory=OrderedDict)
@@ -160,7 +165,9 @@ class Inventory:
 
     def has_changed(self, shelf: Shelf) -> None:
         """Somebody has loaded or unloaded a model and wants to see it."""
-        self._known_of(shelf).orders.clear()
+        known = self._known_of(shelf)
+        known.orders.clear()
+        known.names_at = -math.inf
 
     async def list_now(self, shelf: Shelf) -> None:
         """Ask the bucket or folder; what goes wrong is the next page's `problem`."""
@@ -233,13 +240,14 @@ class Inventory:
     async def _find(self, place: Place, known: _Known, query: Query, state: object) -> _Order:
         began = time.perf_counter()
         words = query.search.casefold().split()
+        status_of = self._status_of(place.shelf)
         found: list[str] = []
         groups: dict[Status, list[str]] = {status: [] for status in STATUSES}
         async for names in _slices(await self._names(place.shelf, known)):
-            for name in names:
-                if not words or _has(name.casefold(), words):
-                    found.append(name)
-                    groups[self._status(place.shelf, name)].append(name)
+            matching = [name for name in names if _has(name.casefold(), words)] if words else names
+            found += matching
+            for name in matching:
+                groups[status_of(name)].append(name)
         return _Order(
             number=next(self._numbers),
             names=await self._sorted(place, query, found, groups),
@@ -250,23 +258,26 @@ class Inventory:
         )
 
     async def _names(self, shelf: Shelf, known: _Known) -> list[str]:
-        """In the bucket or not: what was deleted there may be in memory yet."""
+        """In the bucket or not: what was deleted there may be in memory yet, what is new may not be listed."""
         listed = self._listed(shelf)
-        archives = listed[0] if listed else {}
-        others = {shelf.only_target} - {""}
+        listed_at = listed[1] if listed else None
+        if known.names_of != listed_at or time.monotonic() - known.names_at > _NAMES_SECS:
+            archives = listed[0] if listed else {}
+            others = await self._others(shelf, archives)
+            if known.names_of != listed_at or known.others != others or not known.names:
+                known.names = await _in_order([*archives, *others])
+            known.names_of, known.others, known.names_at = listed_at, others, time.monotonic()
+        return known.names
+
+    async def _others(self, shelf: Shelf, archives: Mapping[str, Listed]) -> set[str]:
+        if shelf.only_target:
+            return {shelf.only_target}
+        others: set[str] = set()
         async for models in _slices(list(shelf.models)):
             others.update(name for name in models if name not in archives)
         async for entries in _slices(list(self._artifacts.on_disk())):
-            others.update(
-                key
-                for source, key in entries
-                if source == shelf.source and key not in archives and shelf.container.is_multi_model
-            )
-        names_of = (listed and listed[1], others)
-        if known.names_of != names_of:
-            known.names = await _in_order([*archives, *others], key=None, is_descending=False)
-            known.names_of = names_of
-        return known.names
+            others.update(key for source, key in entries if source == shelf.source and key not in archives)
+        return others
 
     async def _sorted(
         self, place: Place, query: Query, found: list[str], groups: Mapping[Status, list[str]]
@@ -275,27 +286,13 @@ class Inventory:
         if query.sort == "name":
             return names[::-1] if query.is_descending else names
         if query.sort == "status":
-            if query.status:
-                return names
             order = reversed(STATUSES) if query.is_descending else STATUSES
-            return list(itertools.chain.from_iterable(groups[status] for status in order))
-        value_of = self._value(place, query.sort)
-        # Most have none of what is counted: they stay as they are.
-        counted: list[tuple[float, str]] = []
-        others: list[str] = []
-        async for part in _slices(names):
-            for name in part:
-                value = value_of(name)
-                if value:
-                    counted.append((value, name))
-                else:
-                    others.append(name)
-        pairs = await _in_order(counted, key=operator.itemgetter(0), is_descending=query.is_descending)
-        ordered = [name for _, name in pairs]
-        return ordered + others if query.is_descending else others + ordered
+            chosen = (status for status in order if query.status in (None, status))
+            return list(itertools.chain.from_iterable(groups[status] for status in chosen))
+        return await _by_number(names, self._number(place, query.sort), is_descending=query.is_descending)
 
-    def _value(self, place: Place, sort: Sort) -> Callable[[str], float]:
-        """Of a name, what it is sorted by; 0 for those that have nothing of it."""
+    def _number(self, place: Place, sort: Sort) -> Callable[[str], int]:
+        """What a name is sorted by."""
         models, tallies = place.shelf.models, self._measures.models(place.endpoint, place.variant)
         listed = self._listed(place.shelf)
         archives = listed[0] if listed else {}
@@ -305,7 +302,7 @@ class Inventory:
             case "requests":
                 return lambda name: models[name].uses if name in models else 0
             case "last_used":
-                return lambda name: models[name].last_used if name in models else 0
+                return lambda name: int(models[name].last_used * 1000) if name in models else 0
             case "hits":
                 return lambda name: tallies[name].hits if name in tallies else 0
             case "errors":
@@ -315,11 +312,16 @@ class Inventory:
 
     # Models
 
-    def _status(self, shelf: Shelf, name: str) -> Status:
-        model = shelf.models.get(name)
-        if model is not None and (model.loaded or model.loading):
-            return "memory"
-        return "disk" if (shelf.source, name) in self._artifacts.on_disk() else "store"
+    def _status_of(self, shelf: Shelf) -> Callable[[str], Status]:
+        models, source, on_disk = shelf.models, shelf.source, self._artifacts.on_disk()
+
+        def status_of(name: str) -> Status:
+            model = models.get(name)
+            if model is not None and (model.loaded or model.loading):
+                return "memory"
+            return "disk" if (source, name) in on_disk else "store"
+
+        return status_of
 
     def _row(self, shelf: Shelf, name: str, archives: Mapping[str, Listed], tallies: Mapping[str, ModelTally]) -> Row:
         model = shelf.models.get(name) or Model(shelf, name)
@@ -329,7 +331,7 @@ class Inventory:
         tally = tallies.get(name) or ModelTally()
         return Row(
             name=name,
-            status=self._status(shelf, name),
+            status=self._status_of(shelf)(name),
             is_loading=model.loading is not None,
             is_pinned=model.is_pinned,
             users=model.loaded.users if model.loaded else 0,
@@ -354,19 +356,41 @@ async def _slices(items: Sequence[_T]) -> AsyncIterator[Sequence[_T]]:
         yield items[start : start + _SLICE]
 
 
-async def _in_order(items: list[_T], *, key: Callable[[_T], Any] | None, is_descending: bool) -> list[_T]:
-    """
-    Sorted, stable. In steps: runs first, then two by two, because to sort what consists of two sorted runs is to merge.
-    """
-    runs = []
-    for start in range(0, len(items), _RUN):
-        await asyncio.sleep(0)
-        runs.append(sorted(items[start : start + _RUN], key=key, reverse=is_descending))  # type: ignore[type-var,arg-type]
+async def _by_number(names: Sequence[str], number_of: Callable[[str], int], *, is_descending: bool) -> list[str]:
+    """Stable in both directions."""
+    # A number and a place in one integer: quick to compare, and nothing that the garbage collector looks at. Most names
+    # have no number, and stay as they are.
+    sign = -1 if is_descending else 1
+    keys: list[int] = []
+    rest: list[str] = []
+    places = itertools.count()
+    async for part in _slices(names):
+        for name, place in zip(part, places):  # noqa: B905 - one is endless
+            number = number_of(name)
+            if number:
+                keys.append((sign * number << _PLACE_BITS) + place)
+            else:
+                rest.append(name)
+    ordered: list[str] = []
+    async for some in _slices(await _in_order(keys)):
+        ordered += [names[key & _PLACE_MASK] for key in some]
+    return ordered + rest if is_descending else rest + ordered
+
+
+async def _in_order(items: list[_O]) -> list[_O]:
+    """Sorted, in steps: runs first, then two by two."""
+    runs = [sorted(run) async for run in _slices(items)]
     while len(runs) > 1:
-        merged = []
-        for index in range(0, len(runs), 2):
-            await asyncio.sleep(0)
-            pair = list(itertools.chain.from_iterable(runs[index : index + 2]))
-            merged.append(sorted(pair, key=key, reverse=is_descending))  # type: ignore[type-var,arg-type]
-        runs = merged
+        odd = [runs.pop()] if len(runs) % 2 else []
+        runs = [await _merged(runs[index], runs[index + 1]) for index in range(0, len(runs), 2)] + odd
     return runs[0] if runs else []
+
+
+async def _merged(one: list[_O], other: list[_O]) -> list[_O]:
+    merged: list[_O] = []
+    at = 0
+    async for part in _slices(one):
+        until = bisect_right(other, part[-1], at)
+        merged += sorted(itertools.chain(part, other[at:until]))
+        at = until
+    return merged + other[at:]
