@@ -98,12 +98,13 @@ async def ask(session: aiohttp.ClientSession, url: str, name: str, body: str) ->
 
 
 def take(url: str, to: Path) -> None:
-    size = {"width": 1360, "height": 1000}
+    size = {"width": 1360, "height": 982}
     with browsers.browser() as browser, browsers.page(browser, url, viewport=size, device_scale_factor=1.5) as page:
         page.locator("#rows tr").first.wait_for()
         page.get_by_role("button", name="Last used").click()
         page.get_by_role("button", name="Pin harbor-homes/denver-1364.tar.gz").click()
         page.mouse.move(0, 0)
+        page.locator(".toast").wait_for(state="detached")
         page.wait_for_timeout(2500)
         page.screenshot(path=str(to))
 

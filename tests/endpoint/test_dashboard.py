@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
@@ -604,5 +605,32 @@ def test_the_container_half_alone_has_none() -> None:
     try:
         assert server.request("GET", "/").status == 405
         assert server.request("GET", "/dashboard/state").status == 404
+    finally:
+        server.kill()
+
+
+def test_the_cookie_stays_on_tls_where_there_is_tls(tmp_path: Path, samples_folder: Path) -> None:
+    """
+    Secure.
+    """
+    write(tmp_path / "principals.json", principals())
+    certificate = ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem", "-subj", "/CN=localhost",
+                   "-addext", "subjectAltName=IP:127.0.0.1")  # fmt: skip
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *certificate], check=True, capture_output=True
+    )
+    server = EndpointServer(
+        "native", samples_folder, "--auth", "sigv4", "--auth-file", str(tmp_path / "principals.json"),
+        "--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"),
+    )  # fmt: skip
+    try:
+        document = {"access_key_id": OPERATOR[0], "secret_access_key": OPERATOR[1]}
+        answer = requests.post(
+            f"https://127.0.0.1:{server.port}/dashboard/login",
+            json=document,
+            headers={"X-Polyhost-Dashboard": "1"},
+            verify=str(tmp_path / "cert.pem"),
+        )
+        assert answer.headers["set-cookie"].endswith("; HttpOnly; SameSite=Strict; Secure")
     finally:
         server.kill()

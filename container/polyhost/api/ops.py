@@ -218,7 +218,7 @@ class DashboardApi:
             return self._signer(self._access, request)
         token = _cookie_of(request)
         if not token:
-            raise NotLoggedIn("MissingAuthenticationTokenException", "Log in with an access key of this server.")
+            raise _log_in_first()
         try:
             return self._access.logged_in(token)
         except NotAuthenticated as error:
@@ -232,8 +232,11 @@ class DashboardApi:
         self, caller: Caller | None, action: str, resource: str = "*", context: Mapping[str, str] | None = None
     ) -> None:
         """Raises AccessDenied."""
-        if self._access is not None and caller is not None:
-            self._access.authorize(caller, action, resource, context or {})
+        if self._access is None:
+            return
+        if caller is None:
+            raise _log_in_first()
+        self._access.authorize(caller, action, resource, context or {})
 
     def _authorize_for_model(self, caller: Caller | None, action: str, asked: _OfModel) -> Place:
         """Where the model is. Raises AccessDenied, ValidationError."""
@@ -370,7 +373,7 @@ class DashboardApi:
         runtime = RuntimeApi(
             self._traffic,
             self._measures,
-            None if caller is None else lambda _, arn, context: self._authorize(caller, _INVOKE, arn, context),
+            lambda _, arn, context: self._authorize(caller, _INVOKE, arn, context),
             own_endpoint=None,
             account_id=self._account_id,
             region=self._region,
@@ -430,6 +433,10 @@ def _engines_errors() -> Iterator[None]:
         yield
     except EngineError as error:
         raise _EngineFailed(error) from error
+
+
+def _log_in_first() -> NotLoggedIn:
+    return NotLoggedIn("MissingAuthenticationTokenException", "Log in with an access key of this server.")
 
 
 def _require_own_page(request: Request) -> None:

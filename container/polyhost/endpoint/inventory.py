@@ -132,7 +132,12 @@ class _Known:
     numbered: OrderedDict[int, _Order] = field(default_factory=OrderedDict)
     finding: dict[object, asyncio.Task[_Order]] = field(default_factory=dict)
     listing: asyncio.Task[None] | None = None
+    listing_began: float = -math.inf
     problem: str = ""
+
+    @property
+    def is_listing(self) -> bool:
+        return self.listing is not None and not self.listing.done()
 
 
 class Inventory:
@@ -148,7 +153,7 @@ class Inventory:
         """`held`: number of the order that the rows stay in, if it is still known, because somebody points at one."""
         known = self._known_of(place.shelf)
         listed = self._listed(place.shelf)
-        if place.shelf.container.is_multi_model and known.listing is None and self._is_old(listed):
+        if self._is_due(place.shelf, known):
             self._begin_to_list(place.shelf, known)
         order = known.numbered.get(held) or await self._order(place, known, query)
         archives = listed[0] if listed else {}
@@ -159,7 +164,7 @@ class Inventory:
             total=len(order.names),
             counts=order.counts,
             listed_secs=time.time() - (time.monotonic() - listed[1]) if listed else None,
-            is_listing=known.listing is not None,
+            is_listing=known.is_listing,
             problem=known.problem,
         )
 
@@ -174,7 +179,7 @@ class Inventory:
         if not shelf.container.is_multi_model:
             return
         known = self._known_of(shelf)
-        if known.listing is None:
+        if not known.is_listing:
             self._begin_to_list(shelf, known)
         assert known.listing is not None
         await asyncio.shield(known.listing)
@@ -187,28 +192,26 @@ class Inventory:
     def _listed(self, shelf: Shelf) -> tuple[Mapping[str, Listed], float] | None:
         return self._artifacts.last_listing(shelf.source) if shelf.container.is_multi_model else None
 
-    def _is_old(self, listed: tuple[Mapping[str, Listed], float] | None) -> bool:
-        if listed is None:
-            return True
-        return bool(self._refresh_secs) and time.monotonic() - listed[1] > max(_FRESH_SECS, self._refresh_secs)
+    def _is_due(self, shelf: Shelf, known: _Known) -> bool:
+        """A bucket that has just refused is not asked again at once."""
+        now = time.monotonic()
+        if not shelf.container.is_multi_model or known.is_listing or now - known.listing_began < _FRESH_SECS:
+            return False
+        listed = self._listed(shelf)
+        return listed is None or 0 < self._refresh_secs < now - listed[1]
 
     def _begin_to_list(self, shelf: Shelf, known: _Known) -> None:
+        known.listing_began = time.monotonic()
         known.listing = asyncio.get_running_loop().create_task(self._list(shelf, known))
 
     async def _list(self, shelf: Shelf, known: _Known) -> None:
         try:
             await self._artifacts.list(shelf.source)
-            known.problem = ""
         except EndpointError as error:
             known.problem = error.message
-            # Not again at once: whoever asks every second would ask a bucket that has just refused.
-            asyncio.get_running_loop().call_later(_FRESH_SECS, self._end_listing, known)
         else:
+            known.problem = ""
             known.orders.clear()
-            self._end_listing(known)
-
-    def _end_listing(self, known: _Known) -> None:
-        known.listing = None
 
     # Orders
 
