@@ -5,6 +5,7 @@ Everything that a server with an endpoint answers, on one port: which part of it
     POST / with X-Amz-Target                           hosting.py     the control plane
     POST / with a form                                 sts.py         who am I, AssumeRole
     POST /refresh                                      here           look at buckets and folders now
+    GET /, /dashboard/…                                ops.py         the dashboard
     all else                                           container.py   MMS's routes, /ping, /metrics
 
 With access control, each part names the action that a policy must allow.
@@ -20,6 +21,7 @@ from urllib.parse import parse_qsl, unquote
 from polyhost.api import hosting as hosting_api
 from polyhost.api.container import ContainerApi, registration_of, request_ids
 from polyhost.api.http import Reply, Request
+from polyhost.api.ops import DashboardApi
 from polyhost.api.runtime import RuntimeApi, error_reply
 from polyhost.api.sts import Sts
 from polyhost.endpoint.access import Access
@@ -47,6 +49,7 @@ class EndpointApi:
         cache: ModelCache,
         measures: Measures,
         access: Access | None,
+        dashboard: DashboardApi,
         *,
         own_endpoint: str | None,
         account_id: str,
@@ -58,6 +61,7 @@ class EndpointApi:
         self._hosting = hosting
         self._cache = cache
         self._access = access
+        self._dashboard = dashboard
         self._resources = f"arn:aws:polyhost:{region}:{account_id}:loaded-model/"
         self._sts = Sts(access, account_id)
         self._ids = request_ids()
@@ -107,6 +111,8 @@ class EndpointApi:
             self._authorize(request, "polyhost:Refresh", "*", {})
             await self._cache.refresh()
             return Reply(json.dumps({"Status": "Refreshed"}).encode(), 200, _JSON)
+        if self._dashboard.is_for(request):
+            return await self._dashboard.answer(request, request_id)
         self._authorize_route(request)
         return await self._container.answer(request if self._access is None else _without_credentials(request))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from polyhost.api.container import ContainerApi
 from polyhost.api.endpoint import EndpointApi
+from polyhost.api.ops import DashboardApi
 from polyhost.config import Config
 from polyhost.endpoint.access import Access
 from polyhost.endpoint.artifacts import Artifacts
@@ -43,6 +44,7 @@ class EndpointHalf:
     account_id: str
     region: str
     access: Access | None
+    engine: Engine
     artifacts: Artifacts
     cache: ModelCache
     hosting: Hosting
@@ -94,8 +96,13 @@ class EndpointHalf:
                 )
 
     def app(self, container: ContainerApi) -> EndpointApi:
+        dashboard = DashboardApi(
+            engine=self.engine, artifacts=self.artifacts, cache=self.cache, hosting=self.hosting, traffic=self.traffic,
+            measures=self.measures, access=self.access, account_id=self.account_id, region=self.region,
+            refresh_secs=self.config.refresh_secs,
+        )  # fmt: skip
         return EndpointApi(
-            container, self.hosting, self.traffic, self.cache, self.measures, self.access,
+            container, self.hosting, self.traffic, self.cache, self.measures, self.access, dashboard,
             own_endpoint=self.config.endpoint_name if self.config.models else None,
             account_id=self.account_id, region=self.region,
         )  # fmt: skip
@@ -159,7 +166,7 @@ def endpoint_half(plan: Plan, environ: Mapping[str, str], engine: Engine, metric
     )
     traffic = Traffic(cache, hosting.endpoint, account_id)
     half = EndpointHalf(
-        config, account_id, region, access, artifacts, cache, hosting, traffic, measures, [], asyncio.Event()
+        config, account_id, region, access, engine, artifacts, cache, hosting, traffic, measures, [], asyncio.Event()
     )
     cpu = CpuMeter()
     measures.gauges = lambda: _gauges(cache, engine, artifacts, cpu)

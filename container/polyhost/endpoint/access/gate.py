@@ -12,6 +12,7 @@ import hmac
 import logging
 import os
 import re
+import secrets
 import stat
 import time
 from collections.abc import Callable, Mapping
@@ -20,12 +21,22 @@ from pathlib import Path
 from polyhost.endpoint.access.policy import Context, Rules, Verdict, decide, read_policy
 from polyhost.endpoint.access.principals import Caller, Principals, read_principals
 from polyhost.endpoint.access.signature import check_scope, check_signature, claim_of
-from polyhost.endpoint.access.tokens import SESSION_PREFIX, Credentials, Session, opened, read_or_make_key, seal
+from polyhost.endpoint.access.tokens import (
+    SESSION_PREFIX,
+    Credentials,
+    Session,
+    opened,
+    opened_login,
+    read_or_make_key,
+    seal,
+    seal_login,
+)
 from polyhost.endpoint.errors import AccessDenied, NotAuthenticated, ValidationError
 from polyhost.errors import InvalidSetting
 
 logger = logging.getLogger("polyhost.access")
 
+LOGIN_SECS = 8 * 3600
 _LOOK_EVERY_SECS = 1
 # AWS's limits for AssumeRole.
 _SESSION_NAME = re.compile(r"[A-Za-z0-9_+=,.@-]{2,64}")
@@ -149,6 +160,41 @@ class Access:
             raise NotAuthenticated("ExpiredTokenException", "The security token included in the request is expired")
         session_rules = read_policy(session.policy) if session.policy else None
         return secret, role.session(self.account_id, session.name, session.began_with, session_rules)
+
+    # Browsers, which sign nothing
+
+    @property
+    def is_tls(self) -> bool:
+        return self._is_tls
+
+    def log_in(self, access_key_id: str, secret: str) -> tuple[Caller, str]:
+        """
+        A user, and the token that stands for the user's key for LOGIN_SECS. Raises NotAuthenticated.
+
+        It takes as long for a user as for none. Whoever calls it makes sure that nobody asks very often.
+        """
+        self._look_at_the_file()
+        user = self._principals.users.get(access_key_id)
+        wanted = user.secret_access_key if user else secrets.token_urlsafe(30)
+        is_right = hmac.compare_digest(secret.encode(errors="replace"), wanted.encode())
+        if user is None or not is_right:
+            raise NotAuthenticated("UnrecognizedClientException", "There is no user with this access key and secret.")
+        token = seal_login(self._token_key, access_key_id, wanted, int(self._now()) + LOGIN_SECS)
+        return user.caller, token
+
+    def logged_in(self, token: str) -> Caller:
+        """Who a token of `log_in` stands for, as the file has that user now. Raises NotAuthenticated."""
+        self._look_at_the_file()
+        users = self._principals.users
+        try:
+            key_id, expires_at = opened_login(
+                self._token_key, token, lambda key_id: users[key_id].secret_access_key if key_id in users else None
+            )
+        except (ValueError, TypeError, RecursionError):
+            raise _unrecognized() from None
+        if expires_at <= self._now():
+            raise NotAuthenticated("ExpiredTokenException", "The login has expired: log in again.")
+        return users[key_id].caller
 
     # May they
 

@@ -16,6 +16,7 @@ import os
 import secrets
 import stat
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -81,6 +82,33 @@ def opened(key: bytes, token: str) -> Opened:
     if not hmac.compare_digest(mac, _mac(key, "token", statement)):
         raise ValueError("not ours")
     return Opened(Session(*json.loads(statement)), *_access_key(key, token))
+
+
+def seal_login(key: bytes, access_key_id: str, secret: str, expires_at: int) -> str:
+    """What a browser is given: it ends with the user's secret, which is in the seal and not in the token."""
+    statement = json.dumps([access_key_id, expires_at]).encode()
+    return base64.urlsafe_b64encode(_login_mac(key, secret, statement) + statement).decode()
+
+
+def opened_login(key: bytes, token: str, secret_of: Callable[[str], str | None]) -> tuple[str, int]:
+    """
+    The access key's id, and when the login ends. `secret_of` knows the secrets of those who are users now.
+
+    Raises ValueError if the token was not sealed with `key` and that secret.
+    """
+    if len(token) > _LONGEST_TOKEN:
+        raise ValueError("too long")
+    sealed = base64.b64decode(token, altchars=b"-_", validate=True)
+    mac, statement = sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
+    access_key_id, expires_at = json.loads(statement)
+    secret = secret_of(str(access_key_id))
+    if secret is None or not hmac.compare_digest(mac, _login_mac(key, secret, statement)):
+        raise ValueError("not ours")
+    return access_key_id, expires_at
+
+
+def _login_mac(key: bytes, secret: str, statement: bytes) -> bytes:
+    return _mac(key, "login", secret.encode() + b"\0" + statement)
 
 
 def _access_key(key: bytes, token: str) -> tuple[str, str]:

@@ -144,6 +144,10 @@ class Artifacts:
         self._known.listed(source, archives, asked_at)
         return archives
 
+    def last_listing(self, source: str) -> tuple[Mapping[str, Listed], float] | None:
+        """What `list` last found, and when it asked (by time.monotonic); None before the first."""
+        return self._known.listing(source)
+
     async def look_up(self, source: str, key: str) -> Listed:
         """One archive as its store has it now. Raises ArtifactMissing, ValidationError, StoreFailed."""
         check_key(key)
@@ -289,6 +293,9 @@ class _Known:
         if key in archives and (looked_up is None or looked_up[1] < listed_at):
             return archives[key], listed_at
         return looked_up
+
+    def listing(self, source: str) -> tuple[dict[str, Listed], float] | None:
+        return self._listings.get(source)
 
     def listed(self, source: str, archives: dict[str, Listed], asked_at: float) -> None:
         self._listings[source] = (archives, asked_at)

@@ -14,7 +14,7 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -34,6 +34,7 @@ emf_logger = logging.getLogger("polyhost.emf")
 
 EVENTS_KEPT = 200
 SECONDS_KEPT = 60
+HISTORY_SECS = 300
 _PERIOD_SECS = 60
 _PLAIN = re.compile(r"[\w./:@+,()~$-]+", re.ASCII)
 
@@ -105,19 +106,26 @@ class Recent:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """For a dashboard. `seconds`: the last 60, the newest last, which is not over yet. `events`: the newest last."""
+    """
+    For a dashboard. `seconds`: the last 60, the newest last, which is not over yet: its number is `moment`.
+
+    `events`: the newest last; there were `events_ever`.
+    """
 
     totals: Totals
-    gauges: Gauges
     minute: Recent
+    moment: int
     seconds: tuple[Recent, ...]
     events: tuple[Event, ...]
+    events_ever: int
 
 
 class _Second:
-    __slots__ = ("errors", "hits", "lookups", "moment", "requests", "total")
+    __slots__ = ("closed", "errors", "hits", "lookups", "moment", "requests", "total")
 
     def __init__(self, moment: int) -> None:
+        # What it came to, once it is over and somebody asked.
+        self.closed: Recent | None = None
         self.moment = moment
         self.requests = self.errors = self.hits = self.lookups = 0
         self.total = Histogram()
@@ -145,8 +153,9 @@ class Measures(Collector):
         self._access_log = access_log
         self._emf_namespace = None if emf_namespace is None else emf.parse_namespace(emf_namespace)
         self._tallies = Tallies(max_models)
-        self._seconds: deque[_Second] = deque([_Second(-1)], maxlen=SECONDS_KEPT)
+        self._seconds: deque[_Second] = deque([_Second(-1)], maxlen=HISTORY_SECS)
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._events_ever = 0
         self._period_began_secs = time.time()
 
     # What happened
@@ -227,6 +236,7 @@ class Measures(Collector):
 
     def _happened(self, kind: EventKind, endpoint: str, variant: str, target: str, secs: float) -> None:
         self._events.append(Event(time.time(), kind, endpoint, variant, target, secs * 1000))
+        self._events_ever += 1
 
     def forget(self, target: str) -> None:
         """The model's archive is gone: its series end, what they counted stays in the others' sum."""
@@ -271,14 +281,35 @@ class Measures(Collector):
     def snapshot(self) -> Snapshot:
         now = int(time.monotonic())
         by_moment = {second.moment: second for second in self._seconds}
-        seconds = [by_moment.get(moment, _Second(moment)) for moment in range(now - SECONDS_KEPT + 1, now + 1)]
+        minute = [by_moment.get(moment) for moment in range(now - SECONDS_KEPT + 1, now + 1)]
         return Snapshot(
             totals=_totals(self._tallies.variants.values()),
-            gauges=self.gauges(),
-            minute=_recent(seconds),
-            seconds=tuple(_recent([second]) for second in seconds),
+            minute=_recent(second for second in minute if second),
+            moment=now,
+            seconds=tuple(_recent_of(second, now) if second else _SILENCE for second in minute),
             events=tuple(self._events),
+            events_ever=self._events_ever,
         )
+
+    def history(self, after: int) -> list[tuple[int, Recent]]:
+        """Of the last HISTORY_SECS, the seconds after `after` that are over and had requests, with their numbers."""
+        now = int(time.monotonic())
+        first = max(after + 1, now - HISTORY_SECS)
+        return [(second.moment, _recent_of(second, now)) for second in self._seconds if first <= second.moment < now]
+
+    @property
+    def invocations_ever(self) -> int:
+        """Of the endpoints there are."""
+        return sum(tally.invocations for tally in self._tallies.variants.values())
+
+    @property
+    def events_ever(self) -> int:
+        return self._events_ever
+
+    def models(self, endpoint: str, variant: str) -> Mapping[str, ModelTally]:
+        """Of those that have numbers of their own, by target; a live view, to be read and not kept."""
+        tally = self._tallies.variants.get((endpoint, variant))
+        return tally.models if tally else {}
 
 
 def _totals(variants: Collection[VariantTally]) -> Totals:
@@ -305,6 +336,17 @@ def _recent(seconds: Iterable[_Second]) -> Recent:
         p90_secs=observed.percentile(0.9),
         p99_secs=observed.percentile(0.99),
     )
+
+
+_SILENCE = _recent(())
+
+
+def _recent_of(second: _Second, now: int) -> Recent:
+    if second.moment == now:
+        return _recent([second])
+    if second.closed is None:
+        second.closed = _recent([second])
+    return second.closed
 
 
 class AccessLine(Structured):
