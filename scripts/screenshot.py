@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import math
 import random
@@ -55,6 +56,9 @@ def main() -> None:
     try:
         time.sleep(arguments.minutes * 60)
         take(server.url, arguments.to)
+    except Exception:
+        print(server.process.log[-4000:])
+        raise
     finally:
         over.set()
         traffic.join()
@@ -93,8 +97,10 @@ async def call(url: str, names: list[str], over: threading.Event) -> None:
 
 async def ask(session: aiohttp.ClientSession, url: str, name: str, body: str) -> None:
     headers = {"X-Amzn-SageMaker-Target-Model": name, "Content-Type": "text/csv"}
-    async with session.post(f"{url}/invocations", data=body, headers=headers) as answer:
-        await answer.read()
+    # Whatever goes wrong is in the picture, or there is none.
+    with contextlib.suppress(aiohttp.ClientError):
+        async with session.post(f"{url}/invocations", data=body, headers=headers) as answer:
+            await answer.read()
 
 
 def take(url: str, to: Path) -> None:
