@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import parse_qsl, unquote
 
 from polyhost.api import hosting as hosting_api
@@ -50,17 +50,23 @@ class EndpointApi:
         measures: Measures,
         access: Access | None,
         dashboard: DashboardApi,
+        followed: Callable[[], Awaitable[None]],
         *,
         own_endpoint: str | None,
         account_id: str,
         region: str,
     ) -> None:
-        """`access`: None where everybody may call everything."""
+        """
+        `followed` returns when what clients have made of endpoints is what serves.
+
+        `access`: None where everybody may call everything.
+        """
         self.max_request_bytes = container.max_request_bytes
         self._container = container
         self._hosting = hosting
         self._cache = cache
         self._access = access
+        self._followed = followed
         self._dashboard = dashboard
         self._resources = f"arn:aws:polyhost:{region}:{account_id}:loaded-model/"
         self._sts = Sts(access, account_id)
@@ -100,12 +106,15 @@ class EndpointApi:
             return await self._runtime.answer(request, endpoint, request_id)
         if request.method == "POST" and request.path == "/":
             if "x-amz-target" in request.headers:
-                return await hosting_api.answer(
+                reply = await hosting_api.answer(
                     self._hosting,
                     request,
                     request_id,
                     lambda action, resource: self._authorize(request, action, resource, {}),
                 )
+                if request.headers["x-amz-target"].startswith("SageMaker.UpdateEndpoint"):
+                    await self._followed()
+                return reply
             return self._sts.answer(request, request_id)
         if request.method == "POST" and request.path == "/refresh":
             self._authorize(request, "polyhost:Refresh", "*", {})

@@ -171,7 +171,7 @@ class ModelCache:
         """Returns when what can be done before their first requests is done, or has failed."""
         tasks = [shelf.preparing for shelf in shelves if shelf.preparing is not None]
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=self._ready_timeout_secs)
 
     def shelves(self) -> Collection[Shelf]:
         return self._shelves.values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import os
@@ -36,6 +37,8 @@ logger = logging.getLogger("polyhost.endpoint")
 # Of a server without access control: no account of AWS's.
 _NO_ACCOUNT = "000000000000"
 _VARIANT = "AllTraffic"
+# Clients of the control plane wait 60 s for an answer.
+_FOLLOWED_SECS = 30.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class EndpointHalf:
     measures: Measures
     tasks: list[asyncio.Task[None]]
     change: asyncio.Event
+    # Set while what clients have made is what serves.
+    is_followed: asyncio.Event
 
     async def start(self) -> None:
         """Raises StartFailed."""
@@ -79,7 +84,13 @@ class EndpointHalf:
         await self.artifacts.stop()
 
     def endpoints_have_changed(self) -> None:
+        self.is_followed.clear()
         self.change.set()
+
+    async def followed(self) -> None:
+        """Returns when the latest change serves, or after a while if that takes long."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.is_followed.wait(), _FOLLOWED_SECS)
 
     async def _follow_endpoints(self) -> None:
         """What clients make is prepared; what nothing is left for is unloaded, once its successor serves."""
@@ -94,6 +105,7 @@ class EndpointHalf:
                 self.cache.keep_only(
                     {one for endpoint in endpoints for variant in endpoint.variants for one in variant.containers}
                 )
+                self.is_followed.set()
 
     def app(self, container: ContainerApi) -> EndpointApi:
         dashboard = DashboardApi(
@@ -102,7 +114,7 @@ class EndpointHalf:
             refresh_secs=self.config.refresh_secs,
         )  # fmt: skip
         return EndpointApi(
-            container, self.hosting, self.traffic, self.cache, self.measures, self.access, dashboard,
+            container, self.hosting, self.traffic, self.cache, self.measures, self.access, dashboard, self.followed,
             own_endpoint=self.config.endpoint_name if self.config.models else None,
             account_id=self.account_id, region=self.region,
         )  # fmt: skip
@@ -166,7 +178,19 @@ def endpoint_half(plan: Plan, environ: Mapping[str, str], engine: Engine, metric
     )
     traffic = Traffic(cache, hosting.endpoint, account_id)
     half = EndpointHalf(
-        config, account_id, region, access, engine, artifacts, cache, hosting, traffic, measures, [], asyncio.Event()
+        config,
+        account_id,
+        region,
+        access,
+        engine,
+        artifacts,
+        cache,
+        hosting,
+        traffic,
+        measures,
+        [],
+        asyncio.Event(),
+        asyncio.Event(),
     )
     cpu = CpuMeter()
     measures.gauges = lambda: _gauges(cache, engine, artifacts, cpu)
