@@ -30,10 +30,10 @@ from polyhost.endpoint.errors import (
     ValidationError,
 )
 from polyhost.errors import StartFailed
+from support.packing import claim, gzipped_nonsense, lying_zip, noise, special, tar, zipped
 
 from endpoint.conftest import ACCESS_KEY, SECRET_KEY, environ_for
 from endpoint.faults import FaultyBucket, faulty_bucket
-from endpoint.packing import claim, gzipped_nonsense, lying_zip, noise, special, tar, zipped
 
 NOWHERE = "http://127.0.0.1:9"
 

@@ -496,3 +496,20 @@ def test_what_a_listing_does_not_show_is_looked_up_before_it_goes() -> None:
         assert c.artifacts.discarded == []
 
     run(case)
+
+
+def test_loads_of_different_models_run_side_by_side() -> None:
+    """
+    One that takes long holds no other up.
+    """
+
+    async def case() -> None:
+        c = Case(3, list("ab"))
+        c.engine.loading.clear()
+        both = [asyncio.create_task(c.invoke(target)) for target in "ab"]
+        await settled()
+        assert c.engine.counts["load"] == 2
+        c.engine.loading.set()
+        assert await asyncio.gather(*both) == ["1", "1"]
+
+    run(case)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,3 +203,19 @@ def test_an_environment_names_a_handler(server: EndpointServer) -> None:
     with pytest.raises(ClientError) as caught:
         server.predict("houston.tar.gz", HOUSE, EndpointName="by-wrong-name")
     assert caught.value.response["OriginalStatusCode"] == 500
+
+
+def test_without_the_model_cache_nothing_stays(server: EndpointServer) -> None:
+    """
+    ModelCacheSetting Disabled: each call loads, and unloads when it is answered.
+    """
+    before = server.names()
+    one = container(server, "plain/", Mode="MultiModel", MultiModelConfig={"ModelCacheSetting": "Disabled"},
+                    Environment={"POLYHOST_HANDLER": "auto", "SAGEMAKER_PROGRAM": "serve_it.py",
+                                 "SAGEMAKER_SUBMIT_DIRECTORY": f"file://{server.models}/sourcedir.tar.gz"})  # fmt: skip
+    deployed(server, "uncached", one)
+    for _ in range(2):
+        assert json.loads(server.predict("a.tar.gz", "x", "text/plain", EndpointName="uncached"))["model"] == "a"
+        deadline = time.monotonic() + 30
+        while server.names() != before:
+            assert time.monotonic() < deadline

@@ -20,10 +20,10 @@ from polyhost.endpoint.artifacts.stores import (
 )
 from polyhost.endpoint.artifacts.transfers import ArtifactChanged, ArtifactForbidden, Listed
 from polyhost.endpoint.errors import ArtifactMissing, ArtifactUnusable, EndpointError, StoreFailed, ValidationError
+from support.packing import noise
 
 from endpoint.conftest import SECRET_KEY, environ_for
 from endpoint.faults import FaultyBucket, faulty_bucket
-from endpoint.packing import noise
 
 
 @pytest.mark.parametrize(

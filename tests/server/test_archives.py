@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,24 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polyhost.archives import Limits, unpack
 from polyhost.errors import ArchiveRefused
+from support.packing import special, tar
 
 
 def tar_of(path: Path, *members: tuple[str, bytes] | tarfile.TarInfo) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                archive.addfile(member)
-                continue
-            info = tarfile.TarInfo(member[0])
-            info.size = len(member[1])
-            archive.addfile(info, io.BytesIO(member[1]))
+    path.write_bytes(tar(*members))
     return path
-
-
-def special(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, link
-    return info
 
 
 def test_files_and_folders_are_unpacked(tmp_path: Path) -> None:

@@ -84,6 +84,9 @@ class EndpointHalf:
         await self.artifacts.stop()
 
     def endpoints_have_changed(self) -> None:
+        """What is gone is gone at once, so that a new endpoint of its name is not taken for an update."""
+        for gone in self.traffic.forget_all_but({endpoint.name for endpoint in self.hosting.endpoints()}):
+            self.measures.forget_endpoint(gone)
         self.is_followed.clear()
         self.change.set()
 
@@ -98,9 +101,11 @@ class EndpointHalf:
             await self.change.wait()
             self.change.clear()
             endpoints = self.hosting.endpoints()
-            for gone in self.traffic.forget_all_but({endpoint.name for endpoint in endpoints}):
-                self.measures.forget_endpoint(gone)
-            await asyncio.gather(*(self.traffic.follow(endpoint) for endpoint in endpoints))
+            for failure in await asyncio.gather(
+                *(self.traffic.follow(endpoint) for endpoint in endpoints), return_exceptions=True
+            ):
+                if failure is not None:  # the others are followed all the same
+                    logger.error("an endpoint cannot be served", exc_info=failure)
             if not self.change.is_set():
                 self.cache.keep_only(
                     {one for endpoint in endpoints for variant in endpoint.variants for one in variant.containers}
