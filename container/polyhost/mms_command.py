@@ -35,6 +35,7 @@ from polyhost.limits import Limits, base_folder
 from polyhost.log import configure
 from polyhost.mms_properties import mms_properties, without_effect
 from polyhost.plan import Plan
+from polyhost.processes import has_ended
 
 logger = logging.getLogger("polyhost.mms")
 
@@ -113,8 +114,8 @@ def _stop() -> int:
     with contextlib.suppress(psutil.NoSuchProcess):
         server.terminate()
     drain_secs = Config.build({}, os.environ).drain_secs
-    _, alive = psutil.wait_procs([server], timeout=drain_secs + _STOP_SLACK_SECS)
-    for process in family if alive else []:
+    ended = has_ended(server, drain_secs + _STOP_SLACK_SECS)
+    for process in [] if ended else family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     _pid_file().unlink(missing_ok=True)

@@ -299,12 +299,33 @@ def test_it_starts_in_the_background_and_stops(run: Callable[..., Process], tmp_
     assert (once_more.wait(), once_more.log) == (0, "Model server is not currently running.\n")
 
 
-@pytest.mark.parametrize("content", ["no pid", "", "999999999", str(os.getpid())])
+def test_a_server_that_its_parent_has_not_buried_has_stopped(tmp_path: Path) -> None:
+    """--stop does not wait out its limit for a zombie: whoever started the server may bury it late."""
+    (tmp_path / "tmp").mkdir()
+    environ = clean_environ(tmp_path / "tmp")
+    command = [str(COMMAND), "--foreground", "--mms-config", str(written(tmp_path, **addresses(free_port())))]
+    server = subprocess.Popen(command, env=environ, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        assert any(re.search(READY, line) for line in server.stdout)
+        stopped = subprocess.run(
+            [COMMAND, "--stop"], env=environ, capture_output=True, text=True, timeout=20, check=True
+        )
+        assert stopped.stdout == "Model server stopped.\n"
+        assert psutil.Process(server.pid).status() == psutil.STATUS_ZOMBIE
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
+@pytest.mark.parametrize("content", ["no pid", "", "999999999", "of these tests"])
 def test_a_stale_pid_file_stops_nothing(run: Callable[..., Process], tmp_path: Path, content: str) -> None:
     """
     Of a killed server, of another process that has its pid by now, or damaged: a container starts again.
     """
-    (tmp_path / "tmp" / ".model_server.pid").write_text(content)
+    text = str(os.getpid()) if content == "of these tests" else content
+    (tmp_path / "tmp" / ".model_server.pid").write_text(text)
     server = run("--foreground", **addresses(free_port()))
     server.wait_for_line(READY)
     server.send(signal.SIGTERM)
