@@ -3,8 +3,8 @@
 run: ## install, serve the sample models, print calls to try
 	scripts/run
 
-test: ## install what the tests need and run all but those of the image
-	scripts/test
+test: ## install what the tests need and run all but those of the image; FAST=1 those without processes, LONG=1 at length
+	scripts/test $(if $(FAST),fast) $(if $(LONG),long)
 
 check: ## lint, types and tests
 	scripts/check
@@ -12,7 +12,7 @@ check: ## lint, types and tests
 lint: ## ruff and mypy
 	scripts/lint
 
-install: ## into .venv
+install: ## what serving needs, into .venv
 	scripts/install
 
 models: ## train the sample models
