@@ -2,16 +2,22 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from durations import Durations, Line, is_checked, slowness, table
+from lanes import ENGINES, GroupScheduling, has_long_form, is_pure, place_of
+from support.forms import use_profile
 from support.server import Server
 
-ENGINES = ("mms", "native")
+use_profile()
+
 MODELS = Path(__file__).parent / "contract" / "models"
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples" / "models"
+_LINES = pytest.StashKey[list[Line]]()
 MXNET_PYTHON = ROOT / ".venv" / "envs" / "mxnet" / "bin" / "python"
 
 
@@ -61,13 +67,73 @@ def server(engine: str, servers: Servers) -> Server:
     return servers.get(engine, environ={"SAGEMAKER_MULTI_MODEL": "true"})
 
 
+# Before pytest's own hook, which reads the marks.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=place_of)
     for item in items:
+        if has_long_form(item):
+            item.add_marker(pytest.mark.long)
+        if is_pure(item):
+            item.add_marker(pytest.mark.pure)
         if item.get_closest_marker("mxnet") and not MXNET_PYTHON.exists():
             reason = "MXNet's environment is not installed (scripts/install-mxnet): it needs Python 3.11 at most"
             if os.environ.get("CI"):
                 continue  # there it must be: the test fails instead
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> GroupScheduling:
+    return GroupScheduling(config, log)
+
+
+_STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen"}
+_pure_tests: list[str] = []
+
+
+def _forbid_processes(event: str, arguments: object) -> None:
+    if _pure_tests and event in _STARTS:
+        raise AssertionError(f"{_pure_tests[-1]} starts a process: tests/lanes.py takes it for one that does not")
+
+
+sys.addaudithook(_forbid_processes)
+
+
+@pytest.fixture(autouse=True)
+def pure(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that `make test FAST=1` runs must start no process: it fails if it does."""
+    if request.node.get_closest_marker("pure"):
+        _pure_tests.append(request.node.nodeid)
+        yield
+        _pure_tests.clear()
+    else:
+        yield
+
+
+_durations = Durations()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _durations.add(report.nodeid, report.when, report.duration)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Of xdist's workers, only their controller has all reports."""
+    is_whole_run = not session.config.option.markexpr and getattr(session.config.option, "numprocesses", None)
+    session.config.stash[_LINES] = _durations.lines(slowness()) if is_whole_run else []
+    if is_checked() and any(line.is_over for line in session.config.stash[_LINES]) and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash.get(_LINES, [])
+    if not lines:
+        return
+    terminalreporter.section("durations by folder")
+    terminalreporter.write_line(table(lines))
+    if over := [line.folder for line in lines if line.is_over]:
+        cure = "Make them quicker, or say in tests/durations.py why they may take longer."
+        terminalreporter.write_line(f"Over their budget: {', '.join(over)}. {cure}")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -29,6 +29,7 @@ from polyhost.aws.wanted import (
     parse_variant,
 )
 from polyhost.errors import InvalidSetting
+from support.forms import examples
 
 ALL = Variant(
     name="AllTraffic", weight=1, models="s3://b/p/", image="i", instance_type="ml.m5.large", instance_count=2
@@ -166,7 +167,7 @@ deployments = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(st.lists(deployments, min_size=1, max_size=4))
 def test_whatever_was_there_one_plan_is_enough(history: list[Deployment]) -> None:
     """

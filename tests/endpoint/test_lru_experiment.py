@@ -31,7 +31,7 @@ def test_the_experiment_of_aws(tmp_path: Path, samples_folder: Path) -> None:
     calls, hits, loads, evicted, loaded = zip(*[map(int, row) for row in table], strict=True)
     assert calls == (100, 100, 200, 200)
     assert (hits[:2], loads[:2], evicted[:2], loaded[:2]) == ((0, 100), (100, 0), (0, 0), (100, 100))
-    assert 105 <= loaded[2] <= 140
+    assert 105 <= loaded[2] <= 180  # how many fit depends on the Python and its allocator
     assert abs(loaded[3] - loaded[2]) <= 8
     for number in (2, 3):
         assert hits[number] + loads[number] == 200

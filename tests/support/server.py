@@ -24,6 +24,8 @@ from urllib.parse import quote
 
 import psutil
 
+from support.clock import FairClock
+
 START_SECS = 60
 
 
@@ -172,9 +174,20 @@ class Server:
         """Ask it to stop as a platform does; its exit code."""
         self.process.send(signal.SIGTERM)
         try:
-            return self.process.wait()
+            return self.ends_within(30)
         finally:
             self.kill()
+
+    def ends_within(self, secs: float) -> int:
+        """Its exit code, once it has ended by itself; raises TimeoutExpired after so many fair seconds."""
+        clock = FairClock(self.process.pid)
+        deadline = clock() + secs
+        while True:
+            try:
+                return self.process.wait(0.1)
+            except subprocess.TimeoutExpired:
+                if clock() > deadline:
+                    raise
 
     def kill(self) -> None:
         self.process.kill_tree()

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from urllib.parse import quote
 
+from support.clock import FairClock
+
 # A request that takes longer is counted as never answered.
 ANSWER_SECS = 30
 
@@ -49,6 +51,7 @@ class Traffic:
         expected: Mapping[str, bytes],
         body: bytes,
         *,
+        pid: int,
         connections: int = 6,
         pause_secs: float = 0.004,
         max_requests: int = 100_000,
@@ -61,6 +64,8 @@ class Traffic:
         self._pause_secs = pause_secs
         self._max_requests = max_requests
         self._max_secs = max_secs
+        self._clock = FairClock(pid)
+        self._watching = contextlib.ExitStack()
         self._is_over = False
         self._deadline = 0.0
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
@@ -70,6 +75,7 @@ class Traffic:
 
     def __enter__(self) -> Traffic:  # noqa: PYI034 - Self came with Python 3.11
         self._deadline = time.monotonic() + self._max_secs
+        self._watching.enter_context(self._clock.watching())
         self._thread.start()
         self.wait_for_answers(len(self._expected))
         return self
@@ -79,6 +85,7 @@ class Traffic:
     ) -> None:
         self._is_over = True
         self._thread.join(ANSWER_SECS + 5)
+        self._watching.close()
 
     def wait_for_answers(self, count: int) -> None:
         """Until so many more have come; at once when the traffic has ended by its bounds."""
@@ -92,11 +99,15 @@ class Traffic:
 
     @property
     def latencies(self) -> list[float]:
-        return [sample.secs for sample in self.answers]
+        return [self._fair_secs(sample) for sample in self.answers]
 
     def latencies_within(self, begin: float, end: float) -> list[float]:
         """Of the requests that were under way at some moment of this span, seconds."""
-        return [one.secs for one in self.answers if one.started < end and one.started + one.secs > begin]
+        during = (one for one in self.answers if one.started < end and one.started + one.secs > begin)
+        return [self._fair_secs(sample) for sample in during]
+
+    def _fair_secs(self, sample: Sample) -> float:
+        return sample.secs - self._clock.waited_between(sample.started, sample.started + sample.secs)
 
     def all_right(self) -> bool:
         """Whether every request, and every ping, was answered 200 with what is right. Says what was not."""

@@ -1,0 +1,83 @@
+"""
+How long each folder's tests take, and how long they may.
+
+The table is printed after each run of all tests. In continuous integration a folder over its budget fails the run, so
+that the suite stays as quick as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# Seconds that the tests of a folder may take in all, beside the others, on the machine of the reference below.
+BUDGETS_SECS: Mapping[str, int] = {
+    "aws": 120, "bench": 10, "contract": 330, "deploy": 130, "endpoint": 700, "handlers": 300, "loadtest": 120,
+    "native": 300, "notebooks": 240, "server": 450, "sizing": 120, "tests": 60,
+}  # fmt: skip
+# CPU seconds that `_reference_work` takes on that machine: two cores of an AMD EPYC of 2025.
+_REFERENCE_SECS = 0.095
+
+
+@dataclass(frozen=True)
+class Line:
+    folder: str
+    tests: int
+    secs: float
+    budget_secs: float | None
+
+    @property
+    def is_over(self) -> bool:
+        return self.budget_secs is not None and self.secs > self.budget_secs
+
+
+class Durations:
+    """Adds up what pytest reports of each phase of each test."""
+
+    def __init__(self) -> None:
+        self._secs: Counter[str] = Counter()
+        self._tests: Counter[str] = Counter()
+
+    def add(self, nodeid: str, phase: str, secs: float) -> None:
+        folder = folder_of(nodeid)
+        self._secs[folder] += secs
+        self._tests[folder] += phase == "call"
+
+    def lines(self, slowness: float) -> list[Line]:
+        """By folder; the budgets are those of a machine that is `slowness` times as slow as the reference."""
+        budgets = {folder: secs * slowness for folder, secs in BUDGETS_SECS.items()}
+        return [Line(one, self._tests[one], self._secs[one], budgets.get(one)) for one in sorted(self._secs)]
+
+
+def folder_of(nodeid: str) -> str:
+    """`tests/aws/test_x.py::test_y` is of `aws`, `tests/test_log.py::test_z` of `tests`."""
+    parts = nodeid.partition("::")[0].split("/")
+    return parts[1] if len(parts) > 2 else parts[0]
+
+
+def table(lines: list[Line]) -> str:
+    rows = ["folder      tests   secs  budget"]
+    for line in lines:
+        budget = "-" if line.budget_secs is None else f"{line.budget_secs:.0f}"
+        rows.append(f"{line.folder:10} {line.tests:6} {line.secs:6.0f} {budget:>7}{'  over' if line.is_over else ''}")
+    return "\n".join(rows)
+
+
+def slowness() -> float:
+    """How many times the CPU time of the reference this machine takes for the same work; at least 1."""
+    begun = time.process_time()
+    _reference_work()
+    return max(1.0, (time.process_time() - begun) / _REFERENCE_SECS)
+
+
+def _reference_work() -> None:
+    total = 0
+    for number in range(5_000_000):
+        total += number % 7
+
+
+def is_checked() -> bool:
+    return bool(os.environ.get("CI"))
