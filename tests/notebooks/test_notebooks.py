@@ -22,6 +22,7 @@ import pytest
 from conftest import ROOT
 from nbclient import NotebookClient
 from support.endpoint import EndpointServer
+from support.forms import by_form
 from support.lru import lru_hits
 
 NOTEBOOKS = ROOT / "examples" / "notebooks"
@@ -195,23 +196,24 @@ def test_churn(laptop: Laptop, tmp_path: Path) -> None:
     """
     With memory for all every call is a hit, with memory for a third as many as an LRU cache gives; the answers agree.
     """
+    calls = by_form(short=300, long=2000)
     (tmp_path / "models").mkdir()
     with served(tmp_path / "models") as large, served(tmp_path / "models", *small_budget()) as small:
         saw = laptop.run(
             "4-churn", large.url, tmp_path / "models",
             "list(POPULATION)", "ORDER", "hit_ratio", "loaded", "evictions", "percentiles", "own",
             "californian", "aws_percentiles", "different", "failed", POLYHOST_URL_SMALL=small.url,
-            CALLS="300", THREADS="1",
+            CALLS=str(calls), THREADS="1",
         )  # fmt: skip
 
         states = saw["list(POPULATION)"]
-        assert (len(states), len(saw["ORDER"]), saw["loaded"]["all"]) == (51, 300, 51)
+        assert (len(states), len(saw["ORDER"]), saw["loaded"]["all"]) == (51, calls, 51)
         assert saw["own"] > saw["californian"] > 0.5
         assert (saw["hit_ratio"]["all"], saw["evictions"]["all"]) == (1, 0)
         assert 12 <= saw["loaded"]["a third"] <= 40  # how many fit depends on the Python and its allocator
-        exact = lru_hits([*states, *saw["ORDER"]], saw["loaded"]["a third"]) / 300
+        exact = lru_hits([*states, *saw["ORDER"]], saw["loaded"]["a third"]) / calls
         assert saw["hit_ratio"]["a third"] == pytest.approx(exact, abs=0.08)
-        misses = round(300 * (1 - saw["hit_ratio"]["a third"]))
+        misses = round(calls * (1 - saw["hit_ratio"]["a third"]))
         assert saw["evictions"]["a third"] == pytest.approx(misses, abs=10)  # what fits varies by a few models
         assert (saw["different"], saw["failed"]) == (0, {"all": 0, "a third": 0})
         assert len(saw["aws_percentiles"]) == 2
