@@ -54,6 +54,77 @@ def test_a_worker_killed_after_its_template_comes_back(start_fleet: Callable[...
     assert fleet.answers_of_all() == fleet.answers
 
 
+DAEMON = """
+import os, time
+
+def model_fn(model_dir):
+    return model_dir
+
+def input_fn(body, content_type):
+    return body if isinstance(body, str) else body.decode()
+
+def predict_fn(order, model):
+    if order == "daemon" and os.fork() == 0:
+        os.setsid()
+        time.sleep(600)
+    if order == "exit":
+        os._exit(3)
+    if order == "close":
+        os.closerange(3, 1024)
+        time.sleep(600)
+    return order
+
+def output_fn(answer, accept):
+    return answer
+"""
+
+
+@pytest.mark.parametrize("orders", [["daemon", "exit"], ["close"]], ids=["exits", "closes its socket"])
+def test_a_worker_is_dead_when_its_process_is(start: StartServer, tmp_path: Path, orders: list[str]) -> None:
+    """
+    What it has started holds its socket open, in a session of its own: the caller hears of the end all the same.
+
+    A process that has closed its socket without ending is ended.
+    """
+    (tmp_path / "model" / "code").mkdir(parents=True)
+    (tmp_path / "model" / "code" / "inference.py").write_text(DAEMON)
+    server = start()
+    assert server.load("daemon", tmp_path / "model", response_timeout=600).status == 200
+    assert server.invoke("daemon", "first").text == "first"
+    for order in orders[:-1]:
+        assert server.invoke("daemon", order).text == order
+    workers = living(server)
+    assert server.invoke("daemon", orders[-1]).status == 500
+    assert server.invoke("daemon", "again").text == "again"
+    assert server.unload("daemon").status == 200
+    for process in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def test_a_model_cannot_shrink_the_page_that_the_front_reads(start: StartServer, tmp_path: Path) -> None:
+    (tmp_path / "model" / "code").mkdir(parents=True)
+    (tmp_path / "model" / "code" / "inference.py").write_text(
+        "import os\n"
+        "def model_fn(model_dir): return model_dir\n"
+        "def transform_fn(model, body, content_type, accept):\n"
+        "    shrunk = 0\n"
+        "    for number in os.listdir('/proc/self/fd'):\n"
+        "        try:\n"
+        "            if 'memfd' in os.readlink(f'/proc/self/fd/{number}'):\n"
+        "                shrunk += 1\n"
+        "                os.ftruncate(int(number), 0)\n"
+        "        except PermissionError: pass\n"
+        "        except FileNotFoundError: pass\n"
+        "    return str(shrunk), 'text/plain'\n"
+    )
+    server = start()
+    with server.loaded("shrinks", tmp_path / "model") as invoke:
+        assert int(invoke().text) >= 1
+        assert int(invoke().text) >= 1
+    assert server.request("GET", "/ping").json() == {"status": "Healthy"}
+
+
 def test_a_killed_front_leaves_no_process(start_fleet: Callable[..., Fleet], tmp_path: Path) -> None:
     """
     kill -9 under load: templates, shared workers, dedicated ones, busy and idle, all end.

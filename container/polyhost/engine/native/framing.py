@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import socket
@@ -124,8 +125,10 @@ class Progress:
 
     @staticmethod
     def new_page() -> int:
-        descriptor = os.memfd_create("polyhost-progress")
+        """It cannot be made smaller: a model that did so would end the front, which reads it."""
+        descriptor = os.memfd_create("polyhost-progress", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(descriptor, Progress._NUMBER.size)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
         return descriptor
 
     def begin(self, order: int) -> None:

@@ -25,6 +25,10 @@ from polyhost.engine.native.messages import FromWorker, ToWorker
 # Sent ahead to a worker, so that it never waits for us between two short calls.
 WINDOW = 8
 _BURY_AGAIN_SECS = 0.1
+# How long a process may go on without its socket.
+_CLOSED_SECS = 1.0
+# What a socket may still hold of a worker that has ended, read in pieces: more than the kernel lets it hold.
+_LAST_READS, _LAST_READ_BYTES = 64, 64 * 1024
 # What a forked worker makes its own of the memory that it shares with its template, before its model.
 DEDICATED_BYTES = 5 * 1024**2
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -103,6 +107,8 @@ class Worker(asyncio.Protocol):
         self._watched_since = 0.0
         self._own_secs = 0.0
         self._seen = (0.0, 0.0)
+        # While it is open, the number is this process's and nobody else's. -1 before and after.
+        self._pidfd = -1
         self._gone: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._on_lost = on_lost
         self._deframer = Deframer(FromWorker)
@@ -210,20 +216,43 @@ class Worker(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
         self._base_bytes = self.resident_bytes
         try:
-            process = os.pidfd_open(self.pid)
+            self._pidfd = os.pidfd_open(self.pid)
         except ProcessLookupError:
             self._gone.set_result(0)
+            self._transport.abort()
         else:
-            asyncio.get_running_loop().add_reader(process, self._bury, process)
+            asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
 
-    def _bury(self, process: int) -> None:
-        asyncio.get_running_loop().remove_reader(process)
-        os.close(process)
+    def _ended(self) -> None:
+        """
+        The process has ended. That is what counts, not its socket, which a process that it started may hold open.
+        """
+        self._read_the_rest()
+        if self._transport is not None:
+            self._transport.abort()
+        self._bury()
+
+    def _read_the_rest(self) -> None:
+        """What it answered before its end is answered, however the loop orders the two events."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        descriptor = os.dup(self._transport.get_extra_info("socket").fileno())
+        with socket.socket(fileno=descriptor) as connection, contextlib.suppress(BlockingIOError, ConnectionError):
+            for _ in range(_LAST_READS):
+                data = connection.recv(_LAST_READ_BYTES, socket.MSG_DONTWAIT)
+                if not data:
+                    return
+                self.data_received(data)
+
+    def _bury(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._statm)
         os.close(self._schedstat)
         self._statm = self._schedstat = -1
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)  # what its handler had started; until now the number is its own
+        os.close(self._pidfd)
+        self._pidfd = -1
         status = 0
         with contextlib.suppress(ChildProcessError):
             _, status = os.waitpid(self.pid, os.WNOHANG)
@@ -260,6 +289,8 @@ class Worker(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         reason = self.end_reason or "it ended by itself"
+        # A process that ends closes its socket a moment before it has ended.
+        asyncio.get_running_loop().call_later(_CLOSED_SECS, self._end_if_alive)
         orders = [*self.sent, *self.waiting]
         running = self.running
         self.sent.clear()
@@ -269,6 +300,11 @@ class Worker(asyncio.Protocol):
             if not order.reply.done():
                 order.reply.set_exception(WorkerLost(order is running, reason))
 
+    def _end_if_alive(self) -> None:
+        """Code that closed the descriptors of its process has made it useless."""
+        if self._pidfd >= 0:
+            self.kill("its code closed the connection to the server")
+
     async def gone(self) -> int:
         """
         Returns when the process has ended and is buried, its memory is back: the signal that ended it, or 0.
@@ -277,8 +313,9 @@ class Worker(asyncio.Protocol):
 
     def kill(self, reason: str) -> None:
         self.end_reason = self.end_reason or reason
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
 
 class Template:

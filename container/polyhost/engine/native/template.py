@@ -44,6 +44,8 @@ def main() -> None:
         order, descriptors, _, _ = socket.recv_fds(control, 16, 2)
         if not order:
             return
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)  # programs that a model starts must not hold a worker's socket
         connection = socket.socket(fileno=descriptors[0])
         pid = _fork_worker(connection, descriptors[1], control, front_pid)
         connection.close()

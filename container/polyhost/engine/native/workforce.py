@@ -83,6 +83,7 @@ class Workforce:
         self._workers: set[Worker] = set()
         self._numbers = numbers
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_stopping = False
 
     async def start(self) -> None:
         self._template_of(Environment())
@@ -90,6 +91,8 @@ class Workforce:
         self.keep(asyncio.create_task(self._watch()))
 
     async def stop(self) -> None:
+        """End every process; nothing is started any more, whatever the loss of a worker makes others wish for."""
+        self._is_stopping = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -102,6 +105,8 @@ class Workforce:
 
     def keep(self, task: asyncio.Task[Any]) -> None:
         """Tasks are held weakly by asyncio: without this one could vanish while it runs. Cancelled at the stop."""
+        if self._is_stopping:
+            task.cancel()
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(ignore_result)
@@ -160,6 +165,8 @@ class Workforce:
         return 0.0 if too_many <= 0 else min(_MAX_DELAY_SECS, _FIRST_DELAY_SECS * 2.0**too_many)
 
     async def _fork(self, environment: Environment, *, is_dedicated: bool) -> Worker:
+        if self._is_stopping:
+            raise OSError(STOPPING)
         worker = await self._template_of(environment).fork(
             lambda pid, progress: Worker(pid, progress, environment, is_dedicated=is_dedicated, on_lost=self._lost),
         )
