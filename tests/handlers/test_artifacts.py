@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,10 +42,8 @@ def put_script(folder: Path) -> None:
 
 
 def put_linear_learner(folder: Path) -> None:
-    arrays = {"arg:fc0_weight": np.ones((1, 2), "f4"), "arg:fc0_bias": np.zeros(1, "f4")}
-    write_params(folder / "mx-mod-0000.params", arrays)
-    (folder / "mx-mod-symbol.json").write_text("{}")
-    (folder / "additional-params.json").write_text("{}")
+    with zipfile.ZipFile(ROOT / "tests" / "data" / "linear_learner" / "regressor.zip") as archive:
+        archive.extractall(folder)
 
 
 def put_mxnet(folder: Path) -> None:
