@@ -195,7 +195,7 @@ def pickled(protocol: int) -> Callable[[], bytes]:
         (pickled(2), "is a pickle of sklearn, not an archive"),
         (pickled(5), "is a pickle of sklearn, not an archive"),
         (pickle.dumps({"a": 1}), "is a pickle, not an archive"),
-        (b"CBM1@<\0\0\x14\0", "is a CatBoost model, not an archive: pack it with a code/inference.py whose model_fn loads it"),
+        (b"CBM1@<\0\0\x14\0", "is a CatBoost model, not an archive: pack it with a code/inference.py whose"),
         (b"tree\nversion=v4\nnum_class=1\n", "is a LightGBM model, not an archive"),
         (b'<?xml version="1.0"?>\n<PMML version="4.4">', "is a PMML document, not an archive"),
         (b"\x89HDF\r\n\x1a\n\0", "is an HDF5 file, as Keras saves models, not an archive"),
