@@ -26,6 +26,7 @@ _MODEL_NAME = re.compile(r"xgboost-model$|model_algo-1|.*\.(joblib|pkl|pickle|on
 EMPTY = "empty"
 
 LINEAR_LEARNER_ARCHIVE = "model_algo-1"
+KNN_INDEX, KNN_LABELS, KNN_METADATA = "model_algo-1", "model_algo-1.labels", "model_algo-1.json"
 _PICKLE_SUFFIXES = (".joblib", ".pkl", ".pickle")
 # JSON has `"learner": {`, UBJSON `learner{`; other JSON files may speak of learners too.
 _LEARNER = re.compile(rb'learner("\s*:\s*)?\{')
@@ -241,6 +242,10 @@ def _head(path: Path) -> bytes:
         return file.read(_HEAD_BYTES)
 
 
+def _is_knn(model_dir: Path) -> bool:
+    return all((model_dir / name).is_file() for name in (KNN_INDEX, KNN_LABELS, KNN_METADATA))
+
+
 def _tail(path: Path) -> bytes:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
@@ -265,9 +270,15 @@ KINDS: Sequence[Kind] = (
         lambda folder, environ: script_of(folder, environ) is not None,
     ),
     Kind(
+        "knn",
+        "polyhost_handlers.knn_handler",
+        f"{KNN_INDEX} with {KNN_LABELS} and {KNN_METADATA}",
+        lambda folder, _: _is_knn(folder),
+    ),
+    Kind(
         "linear-learner",
         "polyhost_handlers.linear_learner_handler",
-        LINEAR_LEARNER_ARCHIVE,
+        f"{LINEAR_LEARNER_ARCHIVE} that is a zip",
         lambda folder, _: _is_linear_learner(folder),
     ),
     Kind(

@@ -20,14 +20,12 @@ import numpy as np
 from polyhost_handlers import codecs
 from polyhost_handlers.artifacts import LINEAR_LEARNER_ARCHIVE, files_of
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
-from polyhost_handlers.codecs import CSV, JSON, JSONLINES, RECORDIO
-from polyhost_handlers.errors import BadInput, LoadFailed, load_errors_named
+from polyhost_handlers.builtin_formats import OUTPUTS, Prediction, decode_features, encode_predictions
+from polyhost_handlers.codecs import JSON
+from polyhost_handlers.errors import LoadFailed, load_errors_named
 from polyhost_handlers.linear_symbol import IDENTITY, MARGIN, SIGMOID, SOFTMAX, Linear, UnknownLayout, read_linear
 from polyhost_handlers.ndarray_file import BrokenParams, read_params
-from polyhost_handlers.recordio import decode_recordio, encode_recordio
 
-_INPUTS = (CSV, JSON, JSONLINES, RECORDIO)
-_OUTPUTS = (JSON, CSV, JSONLINES, RECORDIO)
 # Ten million features in float32 are 40 MB; what unpacks to more than this is a zip bomb.
 _MAX_MEMBER_BYTES = 1024**3
 _SUFFIXES = (".json", ".params")
@@ -67,25 +65,12 @@ class LinearLearnerHandler(Handler):
 
     def predict(self, request: Request) -> Response:
         codecs.require_body(request.body)
-        accept = codecs.choose_accept(request.accept, _OUTPUTS, self._default_accept)
-        rows = self._decode(request)
+        accept = codecs.choose_accept(request.accept, OUTPUTS, self._default_accept)
+        rows = decode_features(request, self._linear.weight.shape[0])
         with np.errstate(over="ignore", invalid="ignore"):
             outputs = np.asarray(rows @ self._linear.weight) + self._linear.bias
             predictions = [self._prediction(output) for output in outputs]
-        return Response(_encode(predictions, accept), accept)
-
-    def _decode(self, request: Request) -> Any:
-        content_type = codecs.decoder_for(request.content_type, _INPUTS)
-        features = self._linear.weight.shape[0]
-        if content_type == RECORDIO:
-            rows = decode_recordio(request.body, features)
-        else:
-            rows = codecs.decode_matrix(request.body, content_type)
-        if rows.shape[1] != features:
-            raise BadInput(f"Each row has {rows.shape[1]} features, the model was trained on {features}.")
-        if not np.isfinite(rows if isinstance(rows, np.ndarray) else rows.data).all():
-            raise BadInput("A linear model cannot take missing or infinite values: fill empty and NaN fields first.")
-        return rows
+        return encode_predictions(predictions, accept, _csv_fields)
 
     def _prediction(self, output: np.ndarray[Any, Any]) -> dict[str, Any]:
         if self._predictor == MULTICLASS:
@@ -167,18 +152,7 @@ def _softmax(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return shares
 
 
-def _encode(predictions: list[dict[str, Any]], accept: str) -> bytes:
-    if accept == JSON:
-        return codecs.encode_json({"predictions": predictions})
-    if accept == JSONLINES:
-        return codecs.encode_jsonlines(predictions)
-    if accept == RECORDIO:
-        return encode_recordio([{name: np.atleast_1d(value).tolist() for name, value in one.items()}
-                                for one in predictions])  # fmt: skip
-    return codecs.encode_csv_rows([_csv_fields(one) for one in predictions])
-
-
-def _csv_fields(prediction: Mapping[str, Any]) -> list[Any]:
+def _csv_fields(prediction: Prediction) -> list[Any]:
     score = prediction["score"]
     label = [prediction["predicted_label"]] if "predicted_label" in prediction else []
     return [*label, *(score if isinstance(score, list) else [score])]

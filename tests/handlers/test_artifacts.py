@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from polyhost_handlers.artifacts import KINDS, is_booster, kind_named, pickled_m
 from polyhost_handlers.auto import AutoHandler
 from polyhost_handlers.base import ModelSource, Request
 from polyhost_handlers.errors import LoadFailed
+from polyhost_handlers.knn_handler import KnnHandler
 from polyhost_handlers.linear_learner_handler import LinearLearnerHandler
 from polyhost_handlers.ndarray_file import write_params
 from polyhost_handlers.onnx_handler import OnnxHandler
@@ -43,6 +45,13 @@ ROWS = np.array([[1.0, 2.0], [2.0, 1.0], [3.0, 3.0], [5.0, 4.0]])
 def put_script(folder: Path) -> None:
     (folder / "code").mkdir()
     (folder / "code" / "inference.py").write_text("def model_fn(model_dir):\n    return str.upper\n")
+
+
+def put_knn(folder: Path) -> None:
+    """With four features, as the bodies of other tests have them."""
+    shutil.copy(ROOT / "tests" / "data" / "knn" / "1.8.0-flat-l2.index", folder / "model_algo-1")
+    (folder / "model_algo-1.labels").write_bytes(np.arange(60, dtype="f4").tobytes())
+    (folder / "model_algo-1.json").write_text('{"k": 3, "predictor_type": "classifier"}')
 
 
 def put_linear_learner(folder: Path) -> None:
@@ -77,6 +86,7 @@ def put_sklearn(folder: Path) -> None:
 
 PUT: dict[str, Callable[[Path], None]] = {
     "script": put_script,
+    "knn": put_knn,
     "linear-learner": put_linear_learner,
     "mxnet": put_mxnet,
     "onnx": put_onnx,
@@ -114,6 +124,7 @@ def test_the_first_kind_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "handler"),
     [
+        ("knn", KnnHandler),
         ("linear-learner", LinearLearnerHandler),
         ("onnx", OnnxHandler),
         ("xgboost", XGBoostHandler),

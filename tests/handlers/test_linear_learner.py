@@ -222,8 +222,8 @@ def test_a_graph_without_an_output_operator_or_a_bias(bias: bool, tmp_path: Path
     [
         (b"", "text/csv", 204, ""),
         (b"1,2", "text/csv", 400, "Each row has 2 features, the model was trained on 3."),
-        (b"1,,3", "text/csv", 400, "A linear model cannot take missing or infinite values"),
-        (b"1,inf,3", "text/csv", 400, "A linear model cannot take missing or infinite values"),
+        (b"1,,3", "text/csv", 400, "This model cannot take missing or infinite values"),
+        (b"1,inf,3", "text/csv", 400, "This model cannot take missing or infinite values"),
         (record([math.nan], [0], [3]), "application/x-recordio-protobuf", 400, "missing or infinite"),
         (record([1], [0], [4]), "application/x-recordio-protobuf", 400, "Each row has 4 features"),
         (b"1,2,x", "text/csv", 400, "'x' is not a number"),

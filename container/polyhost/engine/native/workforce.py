@@ -49,6 +49,7 @@ _MODULES = (
     "polyhost_handlers.xgboost_handler",
     "polyhost_handlers.sklearn_handler",
     "polyhost_handlers.linear_learner_handler",
+    "polyhost_handlers.knn_handler",
     "polyhost_handlers.onnx_handler",
     "polyhost_handlers.mxnet_handler",
     "polyhost_handlers.script_handler",
