@@ -26,6 +26,8 @@ _MODEL_NAME = re.compile(r"xgboost-model$|model_algo-1|.*\.(joblib|pkl|pickle|on
 EMPTY = "empty"
 
 LINEAR_LEARNER_ARCHIVE = "model_algo-1"
+# Names the Python environment of handlers and scripts that are not ours.
+HANDLER_ENVIRONMENT = "POLYHOST_HANDLER_ENVIRONMENT"
 KNN_INDEX, KNN_LABELS, KNN_METADATA = "model_algo-1", "model_algo-1.labels", "model_algo-1.json"
 _PICKLE_SUFFIXES = (".joblib", ".pkl", ".pickle")
 # JSON has `"learner": {`, UBJSON `learner{`; other JSON files may speak of learners too.
@@ -104,6 +106,20 @@ def raw_file(path: Path) -> tuple[str, str]:
 def kind_named(name: str) -> Kind | None:
     """The kind with that name or that handler module, e.g. `xgboost` or `polyhost_handlers.xgboost_handler`."""
     return next((kind for kind in KINDS if name in (kind.name, kind.module)), None)
+
+
+def environment_of(kind: Kind | None, environ: Mapping[str, str]) -> str:
+    """
+    The Python environment that a model's workers need, "" for the server's own; `kind` is None for a handler of others.
+
+    Our handlers of data know theirs. Code may have one chosen for it. Raises LoadFailed for what is no name.
+    """
+    if kind is not None and kind.name != "script":
+        return kind.environment
+    name = environ.get(HANDLER_ENVIRONMENT, "")
+    if name and not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
+        raise LoadFailed(f"Unable to load model: {HANDLER_ENVIRONMENT} is {name[:80]}: write a name such as mxnet.")
+    return name
 
 
 def files_of(model_dir: Path) -> list[Path]:

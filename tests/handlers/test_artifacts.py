@@ -22,7 +22,15 @@ import xgboost
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from polyhost_handlers.artifacts import KINDS, is_booster, kind_named, pickled_module, recognise, script_of
+from polyhost_handlers.artifacts import (
+    KINDS,
+    environment_of,
+    is_booster,
+    kind_named,
+    pickled_module,
+    recognise,
+    script_of,
+)
 from polyhost_handlers.auto import AutoHandler
 from polyhost_handlers.base import ModelSource, Request
 from polyhost_handlers.errors import LoadFailed
@@ -150,6 +158,34 @@ def test_kinds_are_found_by_name_and_by_module() -> None:
         assert kind_named(kind.name) is kind is kind_named(kind.handler_spec.partition(":")[0])
     assert kind_named("tensorflow") is None
     assert [kind.environment for kind in KINDS if kind.environment] == ["mxnet"]
+
+
+@pytest.mark.parametrize(
+    ("handler", "chosen", "environment"),
+    [
+        ("xgboost", "mxnet", ""),  # our handlers of data know theirs
+        ("mxnet", "", "mxnet"),
+        ("mxnet", "other", "mxnet"),
+        ("script", "", ""),
+        ("script", "mxnet", "mxnet"),
+        ("/opt/shout.py", "mxnet", "mxnet"),
+        ("/opt/shout.py", "", ""),
+    ],
+)
+def test_the_environment_of_a_handler(handler: str, chosen: str, environment: str) -> None:
+    """
+    What brings code gets the one that is chosen for it.
+    """
+    assert environment_of(kind_named(handler), {"POLYHOST_HANDLER_ENVIRONMENT": chosen}) == environment
+
+
+@pytest.mark.parametrize("name", ["../../usr", "MXNet", "a b", "1st", "x" * 65])
+def test_what_is_no_name_of_an_environment(name: str) -> None:
+    """
+    It becomes a part of a path.
+    """
+    with pytest.raises(LoadFailed, match="write a name such as mxnet"):
+        environment_of(None, {"POLYHOST_HANDLER_ENVIRONMENT": name})
 
 
 @pytest.mark.parametrize("path", sorted(XGBOOST.glob("*-[0-9].*")), ids=lambda path: path.name)
