@@ -20,6 +20,7 @@ from polyhost_handlers.errors import LoadFailed
 from polyhost_handlers.faiss_index import BrokenIndex, read_index
 from polyhost_handlers.knn_handler import KnnHandler
 from polyhost_handlers.recordio import decode_recordio, encode_features
+from support.forms import examples
 
 from handlers.calling import Model, csv, npy
 
@@ -293,7 +294,7 @@ def test_no_dimension_reduction_is_none(reduction: Any, tmp_path: Path, load: Ca
     assert load("knn_handler", put(tmp_path, dimension_reduction=reduction)).ask(csv(ROWS)).status == 200
 
 
-@settings(max_examples=120, deadline=2000)
+@settings(max_examples=examples(120))
 @given(data=st.data())
 def test_a_damaged_index_is_refused_or_read(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """

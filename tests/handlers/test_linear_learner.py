@@ -21,6 +21,7 @@ from polyhost_handlers.errors import LoadFailed
 from polyhost_handlers.linear_learner_handler import LinearLearnerHandler
 from polyhost_handlers.ndarray_file import write_params
 from polyhost_handlers.recordio import encode_features
+from support.forms import examples
 
 from handlers.calling import Model, csv, npy
 from handlers.test_recordio import record
@@ -347,7 +348,7 @@ def test_a_zip_that_unpacks_to_more_than_a_linear_model_has(tmp_path: Path, load
         load("linear_learner_handler", tmp_path)
 
 
-@settings(max_examples=60, deadline=2000)
+@settings(max_examples=examples(60))
 @given(data=st.data())
 def test_a_damaged_archive_is_refused_or_read(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """
