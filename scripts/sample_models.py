@@ -111,34 +111,45 @@ def linear_learner(folder: Path, weight: np.ndarray, bias: float) -> None:
     parts = folder / "parts"
     parts.mkdir()
     arrays = {
-        "arg:fc0_weight": weight.astype(np.float32).reshape(1, -1),
-        "arg:fc0_bias": np.array([bias], dtype=np.float32),
+        "arg:fc0_weight": weight.astype(np.float32).reshape(-1, 1),
+        "arg:fc0_bias": np.array([[bias]], dtype=np.float32),
     }
     write_params(parts / "mx-mod-0000.params", arrays)
-    (parts / "mx-mod-symbol.json").write_text(json.dumps(linear_symbol()))
-    (parts / "additional-params.json").write_text(json.dumps({"predictor_type": "regressor"}))
-    (parts / "manifest.json").write_text(json.dumps({"model_type": "linear-learner", "format_version": 1}))
+    (parts / "mx-mod-symbol.json").write_text(json.dumps(linear_symbol(len(weight))))
+    params = {"predictor_type": "regressor", "loss_type": "squared_loss", "threshold": None}
+    (parts / "additional-params.json").write_text(json.dumps(params))
+    manifest = {"mx-mod": "mxnet_module", "additional-params.json": "json", "version": 1}
+    (parts / "manifest.json").write_text(json.dumps(manifest))
     with zipfile.ZipFile(folder / "model_algo-1", "w", zipfile.ZIP_DEFLATED) as archive:
         for part in sorted(parts.iterdir()):
             archive.write(part, part.name)
     shutil.rmtree(parts)
 
 
-def linear_symbol() -> dict[str, object]:
-    """One fully connected layer of one output, as MXNet writes a graph."""
-    variables = [{"op": "null", "name": name, "inputs": []} for name in ("data", "fc0_weight", "fc0_bias")]
-    layer = {
-        "op": "FullyConnected",
-        "name": "fc0",
-        "attrs": {"num_hidden": "1"},
-        "inputs": [[0, 0, 0], [1, 0, 0], [2, 0, 0]],
-    }
+def linear_symbol(features: int) -> dict[str, object]:
+    """The graph that SageMaker's linear learner writes for a regressor: data · weight + bias."""
+
+    def variable(name: str, **attributes: str) -> dict[str, object]:
+        return {"op": "null", "name": name, "inputs": [], **({"attrs": attributes} if attributes else {})}
+
+    def operator(op: str, name: str, *inputs: int) -> dict[str, object]:
+        return {"op": op, "name": name, "inputs": [[number, 0, 0] for number in inputs]}
+
+    nodes = [
+        variable("data"),
+        variable("fc0_weight", __shape__=f"({features}, 1)"),
+        operator("dot", "dot0", 0, 1),
+        variable("fc0_bias", __lr_mult__="10.0", __shape__="(1, 1)"),
+        operator("broadcast_add", "broadcast_plus0", 2, 3),
+        variable("out_label"),
+        operator("LinearRegressionOutput", "linearregressionoutput0", 4, 5),
+    ]
     return {
-        "nodes": [*variables, layer],
-        "arg_nodes": [0, 1, 2],
-        "node_row_ptr": [0, 1, 2, 3, 4],
-        "heads": [[3, 0, 0]],
-        "attrs": {"mxnet_version": ["int", 10901]},
+        "nodes": nodes,
+        "arg_nodes": [0, 1, 3, 5],
+        "node_row_ptr": list(range(len(nodes) + 1)),
+        "heads": [[6, 0, 0]],
+        "attrs": {"mxnet_version": ["int", 10301]},
     }
 
 

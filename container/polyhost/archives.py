@@ -1,8 +1,10 @@
 """
 Unpacking archives that may be hostile.
 
-An archive is refused whole, with nothing written where it was to go: paths that lead out, links, devices, or more
-entries and bytes than a model has. What it is, a tar (plain or compressed) or a zip, its first bytes tell.
+An archive is refused whole, with nothing written where it was to go: paths that lead out, symbolic links, devices, or
+more entries and bytes than a model has. What it is, a tar (plain or compressed) or a zip, its first bytes tell.
+As with tar, the last of several entries of one name wins. A hard link to an earlier entry becomes a copy of it: GNU tar
+and Python write such entries when a file is packed twice.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
+
+from polyhost_handlers.artifacts import raw_file
 
 from polyhost.errors import ArchiveRefused
 
@@ -69,10 +73,7 @@ def unpack(archive: Path, to: Path, limits: Limits = Limits(), called: str = "")
     except _UNREADABLE as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoRoomToUnpack(f"{called} cannot be unpacked: the disk is full.") from error
-        # What the system says names paths of ours; what the libraries say does not.
-        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        reason = said.splitlines()[0].rstrip(":")
-        raise ArchiveRefused(f"{called} is not a readable archive: {reason}") from error
+        raise ArchiveRefused(f"{called} {_reason(archive, error)}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -90,37 +91,73 @@ class _Target:
         self.files = 0
 
     def add_folder(self, name: str) -> None:
-        self._place(name).mkdir(parents=True, exist_ok=True)
+        self._make_folder(self._place(name), name)
 
     def add_file(self, name: str, source: IO[bytes] | None, declared_bytes: int) -> None:
         """What is declared refuses a bomb before it is written; what is written, one that lies."""
         target = self._place(name)
         if source is None:
             raise ArchiveRefused(f"{self._called} has an entry that cannot be read: {name[:200]}")
+        with source:
+            self._write(target, name, source, declared_bytes)
+
+    def _write(self, target: Path, name: str, source: IO[bytes], declared_bytes: int) -> None:
         self._check_bytes(self._bytes + declared_bytes)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with source, target.open("xb") as file:
+        self._clear(target, name)
+        with target.open("xb") as file:
             while chunk := source.read(_CHUNK_BYTES):
                 self.count_bytes(len(chunk))
                 file.write(chunk)
         self.files += 1
 
+    def add_copy(self, name: str, of: str) -> None:
+        """A hard link: `of` is the name of an entry that came before it."""
+        target, original = self._place(name), self._inside(of)
+        if target == original and target.is_file():  # the same file packed twice
+            return
+        if not original.is_file():
+            raise ArchiveRefused(
+                f"{self._called} has a hard link to a file that does not come before it: {name[:200]} to {of[:200]}",
+            )
+        with original.open("rb") as source:
+            self._write(target, name, source, original.stat().st_size)
+
     def count_bytes(self, count: int) -> None:
         self._bytes += count
         self._check_bytes(self._bytes)
 
-    def refuse(self, name: str) -> None:
+    def refuse(self, name: str, is_link: bool) -> None:
         # A link inside the archive would be harmless, but no packer of models writes one: fewer cases, fewer holes.
-        raise ArchiveRefused(f"{self._called} has an entry that is neither file nor folder: {name[:200]}")
+        cure = " (a symbolic link: pack the file itself, with tar --dereference)" if is_link else ""
+        raise ArchiveRefused(f"{self._called} has an entry that is neither file nor folder: {name[:200]}{cure}")
 
     def _place(self, name: str) -> Path:
         self._entries += 1
         if self._entries > self._limits.entries:
             raise ArchiveRefused(f"{self._called} has more than {self._limits.entries} entries.")
+        return self._inside(name)
+
+    def _inside(self, name: str) -> Path:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\0" in name:
             raise ArchiveRefused(f"{self._called} has an entry that leads out of it: {name[:200]}")
         return self._path / path
+
+    def _clear(self, target: Path, name: str) -> None:
+        """Make room for a file: its folder is there, and an earlier file of its name is not."""
+        self._make_folder(target.parent, name)
+        if target.is_dir():
+            raise self._is_both(name)
+        target.unlink(missing_ok=True)
+
+    def _make_folder(self, folder: Path, name: str) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise self._is_both(name) from None
+
+    def _is_both(self, name: str) -> ArchiveRefused:
+        return ArchiveRefused(f"{self._called} has a name that is both a file and a folder: {name[:200]}")
 
     def _check_bytes(self, count: int) -> None:
         if count > self._limits.total_bytes:
@@ -136,11 +173,23 @@ def _unpack_tar(archive: Path, target: _Target) -> None:
                 target.add_folder(member.name)
             elif member.isreg():
                 target.add_file(member.name, tar.extractfile(member), member.size)
+            elif member.islnk():
+                target.add_copy(member.name, member.linkname)
             else:
-                target.refuse(member.name)
+                target.refuse(member.name, member.issym())
         # To the end, where compressed files have their checksum: one that was cut off short of it is refused.
         while tar.fileobj and (rest := tar.fileobj.read(_CHUNK_BYTES)):
             target.count_bytes(len(rest))
+
+
+def _reason(archive: Path, error: BaseException) -> str:
+    """Why bytes are no archive: what they are instead, or what the library says."""
+    what, cure = raw_file(archive)
+    if what:
+        return f"is {what}, not an archive: {cure}."
+    # What the system says names paths of ours; what the libraries say does not.
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"is not a readable archive: {said.splitlines()[0].rstrip(':')}"
 
 
 def _is_zip(archive: Path) -> bool:
@@ -152,8 +201,9 @@ def _is_zip(archive: Path) -> bool:
 def _unpack_zip(archive: Path, target: _Target) -> None:
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
-            if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                target.refuse(info.filename)
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                target.refuse(info.filename, kind == stat.S_IFLNK)
             elif info.is_dir():
                 target.add_folder(info.filename)
             else:

@@ -90,6 +90,12 @@ def parse_handler(text: str) -> str:
     return text
 
 
+def parse_environment(text: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", text):
+        raise ValueError(f"'{text}' is not the name of a Python environment: write a name such as mxnet")
+    return text
+
+
 def setting(
     default: Any,
     words: str,
@@ -123,6 +129,13 @@ class Config:
         "Handler of models that bring none: `auto` looks into each archive; a kind such as `xgboost`; "
         "`module:function`; `/dir/file.py:function`.",
         parse=parse_handler,
+    )
+    handler_environment: str | None = setting(
+        None,
+        "Python environment of handlers and scripts that are not ours, e.g. `mxnet`; a container's Environment may "
+        "name another. Our own handlers choose theirs.",
+        parse=parse_environment,
+        shown="the server's own",
     )
     isolation: str = setting(
         "auto",

@@ -7,18 +7,28 @@ before a worker's interpreter is chosen.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickletools
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from polyhost_handlers.errors import LoadFailed
+from polyhost_handlers.foreign import GIT_LFS, GIT_LFS_POINTER, PACK_IT, file_kind, foreign_model
 
 _HEAD_BYTES = 4096
+_TAIL_BYTES = 64 * 1024
+_POINTER_BYTES = 1024  # what Git LFS grants a pointer
+_MODEL_NAME = re.compile(r"xgboost-model$|model_algo-1|.*\.(joblib|pkl|pickle|onnx|params)$|.*-symbol\.json$")
+EMPTY = "empty"
 
 LINEAR_LEARNER_ARCHIVE = "model_algo-1"
+# Names the Python environment of handlers and scripts that are not ours.
+HANDLER_ENVIRONMENT = "POLYHOST_HANDLER_ENVIRONMENT"
+KNN_INDEX, KNN_LABELS, KNN_METADATA = "model_algo-1", "model_algo-1.labels", "model_algo-1.json"
 _PICKLE_SUFFIXES = (".joblib", ".pkl", ".pickle")
 # JSON has `"learner": {`, UBJSON `learner{`; other JSON files may speak of learners too.
 _LEARNER = re.compile(rb'learner("\s*:\s*)?\{')
@@ -55,14 +65,61 @@ def recognise(model_dir: Path, environ: Mapping[str, str]) -> Kind:
         raise LoadFailed(f"{model_dir} is not a folder.")
     for kind in KINDS:
         if kind.is_found_in(model_dir, environ):
+            if kind.name != "script":
+                _refuse_stand_ins(model_dir)
             return kind
+    _refuse_stand_ins(model_dir)
+    if foreign := foreign_model(model_dir):
+        raise LoadFailed(foreign)
     looked_for = "; ".join(f"{kind.looked_for} ({kind.name})" for kind in KINDS)
     raise LoadFailed(f"No handler knows this archive. Looked for: {looked_for}. Found: {_found(model_dir)}.")
+
+
+def _refuse_stand_ins(model_dir: Path) -> None:
+    """A model's file that is empty or only points to another holds no model. Raises LoadFailed."""
+    for path in files_of(model_dir):
+        if path.stat().st_size < _POINTER_BYTES and (_MODEL_NAME.match(path.name) or _head(path).startswith(GIT_LFS)):
+            what, cure = raw_file(path)
+            if what in (EMPTY, GIT_LFS_POINTER):
+                raise LoadFailed(f"Unable to load model: {path.name} is {what}: {cure}.")
+
+
+def raw_file(path: Path) -> tuple[str, str]:
+    """
+    What a file that is no archive is, by its first bytes, and what to do with it: ("a CatBoost model", "pack it …").
+
+    Where gzip compressed it, what it holds. ("", "") for bytes that say nothing.
+    """
+    head = _head(path)
+    if head.startswith(b"\x1f\x8b"):
+        with contextlib.suppress(zlib.error):
+            head = zlib.decompressobj(wbits=31).decompress(head, _HEAD_BYTES) or head
+    if not head:
+        return EMPTY, "an upload or download was cut off, or never began; put it there again"
+    if is_booster_head(head) or is_pickle(head):
+        module = "xgboost" if is_booster_head(head) else pickled_module(head).partition(".")[0]
+        what = {"xgboost": "an XGBoost model", "": "a pickle"}.get(module, f"a pickle of {module}")
+        return what, PACK_IT
+    return file_kind(head)
 
 
 def kind_named(name: str) -> Kind | None:
     """The kind with that name or that handler module, e.g. `xgboost` or `polyhost_handlers.xgboost_handler`."""
     return next((kind for kind in KINDS if name in (kind.name, kind.module)), None)
+
+
+def environment_of(kind: Kind | None, environ: Mapping[str, str]) -> str:
+    """
+    The Python environment that a model's workers need, "" for the server's own; `kind` is None for a handler of others.
+
+    Our handlers of data know theirs. Code may have one chosen for it. Raises LoadFailed for what is no name.
+    """
+    if kind is not None and kind.name != "script":
+        return kind.environment
+    name = environ.get(HANDLER_ENVIRONMENT, "")
+    if name and not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
+        raise LoadFailed(f"Unable to load model: {HANDLER_ENVIRONMENT} is {name[:80]}: write a name such as mxnet.")
+    return name
 
 
 def files_of(model_dir: Path) -> list[Path]:
@@ -117,10 +174,15 @@ def boosters_in(model_dir: Path) -> list[Path]:
 
 def is_booster(path: Path) -> bool:
     head = _head(path)
+    return is_booster_head(head) and not (is_pickle(head) and _has_joblib_arrays(path))
+
+
+def is_booster_head(head: bytes) -> bool:
+    """By a file's first bytes alone, which do not tell a plain pickle from joblib's."""
     if head.startswith(b"{"):  # JSON, or UBJSON, which begins with "{L"
         return _LEARNER.search(head) is not None
     if is_pickle(head):
-        return pickled_module(head).partition(".")[0] == "xgboost" and not _has_joblib_arrays(path)
+        return pickled_module(head).partition(".")[0] == "xgboost"
     return head.startswith((b"binf", b"bs64")) or _OLD_BOOSTER.search(head[:1024]) is not None
 
 
@@ -166,12 +228,15 @@ def checkpoints_in(model_dir: Path) -> list[tuple[Path, Path]]:
 
 def estimators_in(model_dir: Path) -> list[Path]:
     """Pickled scikit-learn objects: `model.joblib` and its like; any suffix if the pickle names sklearn."""
-    return [
-        path
-        for path in files_of(model_dir)
-        if path.suffix in _PICKLE_SUFFIXES
-        or (is_pickle(_head(path)) and pickled_module(_head(path)).startswith("sklearn"))
-    ]
+    return [path for path in files_of(model_dir) if _is_estimator(path)]
+
+
+def _is_estimator(path: Path) -> bool:
+    head = _head(path)
+    # PyTorch writes zips, whatever they are called; MLflow pickles a class of its own around any model.
+    if head.startswith(b"PK") or (path.name == "python_model.pkl" and (path.parent / "MLmodel").is_file()):
+        return False
+    return path.suffix in _PICKLE_SUFFIXES or (is_pickle(head) and pickled_module(head).startswith("sklearn"))
 
 
 def networks_in(model_dir: Path) -> list[Path]:
@@ -179,14 +244,28 @@ def networks_in(model_dir: Path) -> list[Path]:
 
 
 def _is_linear_learner(model_dir: Path) -> bool:
-    return (model_dir / LINEAR_LEARNER_ARCHIVE).is_file() or (
-        (model_dir / "additional-params.json").is_file() and bool(checkpoints_in(model_dir))
-    )
+    """The zip by the names in its directory, which lies at its end, or in the entry at its beginning."""
+    archive = model_dir / LINEAR_LEARNER_ARCHIVE
+    if not archive.is_file():
+        return (model_dir / "additional-params.json").is_file() and bool(checkpoints_in(model_dir))
+    head = _head(archive)
+    names = head + _tail(archive)
+    return head.startswith(b"PK") and b"mx-mod-" in names
 
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(_HEAD_BYTES)
+
+
+def _is_knn(model_dir: Path) -> bool:
+    return all((model_dir / name).is_file() for name in (KNN_INDEX, KNN_LABELS, KNN_METADATA))
+
+
+def _tail(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        return file.read(_TAIL_BYTES)
 
 
 def _found(model_dir: Path) -> str:
@@ -207,9 +286,15 @@ KINDS: Sequence[Kind] = (
         lambda folder, environ: script_of(folder, environ) is not None,
     ),
     Kind(
+        "knn",
+        "polyhost_handlers.knn_handler",
+        f"{KNN_INDEX} with {KNN_LABELS} and {KNN_METADATA}",
+        lambda folder, _: _is_knn(folder),
+    ),
+    Kind(
         "linear-learner",
         "polyhost_handlers.linear_learner_handler",
-        LINEAR_LEARNER_ARCHIVE,
+        f"{LINEAR_LEARNER_ARCHIVE} that is a zip",
         lambda folder, _: _is_linear_learner(folder),
     ),
     Kind(

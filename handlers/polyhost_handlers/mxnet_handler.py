@@ -1,6 +1,9 @@
 """
 MXNet Module checkpoints: images in, the five best classes out, as AWS's bring-your-own sample answers.
 
+Pictures become what the sample's handler makes of them with `mx.image.imdecode` and `imresize`, pixel by pixel:
+Pillow decodes, because it can be kept to a few formats, and MXNet's OpenCV resizes.
+
 `PREFIX-symbol.json`, `PREFIX-0000.params`, `PREFIX-shapes.json` (`[{"shape": [1, 3, 224, 224], "name": "data"}]`)
 and `synset.txt` with a class a line. Without a synset the answer is the network's output as JSON.
 Needs mxnet 1.9.1, which needs Python 3.11 at most and numpy 1.23: an environment of its own.
@@ -148,7 +151,11 @@ def _input_shape(model_dir: Path, symbol_file: Path) -> tuple[str, tuple[int, ..
 
 def _synset(model_dir: Path) -> list[str]:
     path = model_dir / "synset.txt"
-    return [line.strip() for line in path.read_text().splitlines()] if path.is_file() else []
+    return (
+        [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+        if path.is_file()
+        else []
+    )
 
 
 def _decode_image(body: bytes, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -161,25 +168,40 @@ def _decode_image(body: bytes, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
         image = Image.open(io.BytesIO(body), formats=_FORMATS)
         if image.width * image.height > _MAX_PIXELS:
             raise BadInput(f"The image has {image.width} by {image.height} pixels: send fewer than {_MAX_PIXELS}.")
-        resized = _eight_bits(image).convert("RGB" if shape[1] == 3 else "L")
-        resized = resized.resize((shape[3], shape[2]), Image.Resampling.BILINEAR)
+        pixels = np.asarray(_eight_bits(image).convert("RGB" if shape[1] == 3 else "L"))
     except (BadInput, MemoryError):
         raise
     except Exception as error:  # a broken image raises anything, from SyntaxError to struct.error
         raise Unparseable("The body is not a readable image: send JPEG or PNG.") from error
-    pixels = np.asarray(resized, dtype=np.float32)
-    if shape[1] == 1:
-        return pixels[np.newaxis, np.newaxis, :, :]
-    return np.transpose(pixels, (2, 0, 1))[np.newaxis, ...]
+    resized = _resized(pixels.reshape(image.height, image.width, shape[1]), width=shape[3], height=shape[2])
+    return np.transpose(resized, (2, 0, 1))[np.newaxis, ...].astype(np.float32)
+
+
+def _resized(pixels: np.ndarray[Any, Any], width: int, height: int) -> np.ndarray[Any, Any]:
+    """
+    By OpenCV's bilinear rule, which looks at four pixels even where it shrinks a picture to a tenth.
+
+    Pillow's looks at all of them, which is better to look at and not what networks of MXNet have been given.
+    """
+    mx = _mxnet()
+    resized: np.ndarray[Any, Any] = mx.image.imresize(mx.nd.array(pixels, dtype=np.uint8), width, height).asnumpy()
+    return resized
 
 
 def _eight_bits(image: Any) -> Any:
-    """Grey of 16 bits, which Pillow would cut off at 255."""
-    if not image.mode.startswith("I"):
+    """What Pillow would convert in another way than OpenCV: grey of 16 bits, and CMYK."""
+    if image.mode.startswith("I"):
+        return _image((np.asarray(image) >> 8).clip(0, 255))
+    if image.mode != "CMYK":
         return image
+    *colours, black = (255 - np.asarray(image).astype(np.int32)).transpose(2, 0, 1)
+    return _image(np.stack([black - ((255 - colour) * black >> 8) for colour in colours], axis=-1))
+
+
+def _image(pixels: np.ndarray[Any, Any]) -> Any:
     from PIL import Image
 
-    return Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def _json_array(body: bytes) -> np.ndarray[Any, Any]:

@@ -273,7 +273,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
         ("checksum wrong", "it is not a readable archive"),
         ("no archive", "it is not a readable archive"),
         ("no tar", "it is not a readable archive"),
-        ("no bytes", r"it is not a readable archive: file could not be opened successfully\."),
+        ("no bytes", "it is empty, not an archive: an upload or download was cut off"),
         ("empty", "it holds no file"),
         ("empty zip", "it holds no file"),
         ("only folders", "it holds no file"),

@@ -92,7 +92,68 @@ def npy(array: Any) -> bytes:
     return stream.getvalue()
 
 
+def published(body: bytes, width: int, height: int) -> np.ndarray:
+    """What the handler of AWS's bring-your-own sample makes of a picture."""
+    image = mx.img.imdecode(body)
+    image = mx.image.imresize(image, width, height)
+    return image.transpose((2, 0, 1)).expand_dims(axis=0).asnumpy()
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def photographs() -> dict[str, bytes]:
+    """One scene with soft and hard edges and noise, in every form that OpenCV and Pillow both read."""
+    y, x = np.mgrid[0:217, 0:333]
+    random = np.random.default_rng(0)
+    scene = np.stack([127 + 120 * np.sin(x / 17 + y / 29), 255 * ((x // 9 + y // 7) % 2), (x * y / 90) % 256], -1)
+    scene = (scene + random.normal(0, 12, scene.shape)).clip(0, 255).astype("u1")
+    image = Image.fromarray(scene)
+    alpha = Image.fromarray(np.dstack([scene, random.integers(0, 256, scene.shape[:2], dtype="u1")]))
+    exif = Image.Exif()
+    exif[274] = 6  # on its side
+    return {
+        "PNG": encoded(image, "PNG"),
+        "JPEG": encoded(image, "JPEG"),
+        "JPEG 4:4:4": encoded(image, "JPEG", quality=95, subsampling=0),
+        "progressive JPEG": encoded(image, "JPEG", quality=40, progressive=True),
+        "turned JPEG": encoded(image, "JPEG", exif=exif),
+        "grey JPEG": encoded(image.convert("L"), "JPEG"),
+        "CMYK JPEG": encoded(image.convert("CMYK"), "JPEG"),
+        "alpha": encoded(alpha, "PNG"),
+        "grey alpha": encoded(alpha.convert("LA"), "PNG"),
+        "palette": encoded(image.convert("P"), "PNG", transparency=3),
+        "one bit": encoded(image.convert("1"), "PNG"),
+        "grey of 16 bits": encoded(Image.fromarray(random.integers(0, 65536, (50, 60), dtype="u2")), "PNG"),
+        "BMP": encoded(image, "BMP"),
+    }
+
+
+def compare_with_published(root: Path) -> None:
+    """The largest difference of a pixel, for pictures that shrink, grow and do both."""
+    bodies = photographs()
+    for name, body in bodies.items():
+        for width, height in ((224, 224), (31, 17), (500, 400), (400, 50)):
+            ours = mxnet_handler._decode_image(body, (1, 3, height, width))
+            CASES[f"{name} {width}x{height}"] = float(np.abs(ours - published(body, width, height)).max())
+    folder = checkpoint(root / "photograph")
+    model = load(folder)
+    for name, body in bodies.items():
+        module = model._module
+        module.forward(mx.io.DataBatch([mx.nd.array(published(body, SIDE, SIDE))]), is_train=False)
+        probabilities = np.squeeze(module.get_outputs()[0].asnumpy())
+        order = np.argsort(probabilities)[::-1][:5]
+        names = list(COLOURS)
+        CASES[f"{name} answer"] = [
+            ask(model, body), [f"probability={probabilities[each]:f}, class={names[each]}" for each in order]
+        ]  # fmt: skip
+
+
 def ask_all(root: Path) -> None:
+    compare_with_published(root)
     folder = checkpoint(root / "good")
     CASES["auto"] = type(auto.AutoHandler.load(ModelSource(folder, "m", {}))).__name__
     model = load(folder)

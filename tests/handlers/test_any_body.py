@@ -35,7 +35,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from support.forms import examples
 
 from handlers.calling import npy
-from handlers.test_artifacts import put_linear_learner, put_onnx
+from handlers.test_artifacts import put_knn, put_linear_learner, put_onnx
 from handlers.test_recordio import record
 from handlers.test_xgboost import FIXTURES
 
@@ -109,6 +109,8 @@ def sample(kind: str, folder: Path) -> None:
             for path in sorted(folder.iterdir()):
                 if path.name != "model_algo-1":
                     archive.write(path, path.name)
+    elif kind == "knn":
+        put_knn(folder)
     elif kind == "onnx":
         put_onnx(folder)
     elif kind == "script":
@@ -145,7 +147,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Handl
     del sys.modules["inference"]
 
 
-KINDS = ("xgboost", "ensemble", "linear", "onnx", "regression", "preprocessor", "texts", "script")
+KINDS = ("xgboost", "ensemble", "linear", "knn", "onnx", "regression", "preprocessor", "texts", "script")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
-from collections.abc import Callable
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
@@ -16,10 +22,19 @@ import xgboost
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from polyhost_handlers.artifacts import KINDS, is_booster, kind_named, pickled_module, recognise, script_of
+from polyhost_handlers.artifacts import (
+    KINDS,
+    environment_of,
+    is_booster,
+    kind_named,
+    pickled_module,
+    recognise,
+    script_of,
+)
 from polyhost_handlers.auto import AutoHandler
 from polyhost_handlers.base import ModelSource, Request
 from polyhost_handlers.errors import LoadFailed
+from polyhost_handlers.knn_handler import KnnHandler
 from polyhost_handlers.linear_learner_handler import LinearLearnerHandler
 from polyhost_handlers.ndarray_file import write_params
 from polyhost_handlers.onnx_handler import OnnxHandler
@@ -40,11 +55,16 @@ def put_script(folder: Path) -> None:
     (folder / "code" / "inference.py").write_text("def model_fn(model_dir):\n    return str.upper\n")
 
 
+def put_knn(folder: Path) -> None:
+    """With four features, as the bodies of other tests have them."""
+    shutil.copy(ROOT / "tests" / "data" / "knn" / "1.8.0-flat-l2.index", folder / "model_algo-1")
+    (folder / "model_algo-1.labels").write_bytes(np.arange(60, dtype="f4").tobytes())
+    (folder / "model_algo-1.json").write_text('{"k": 3, "predictor_type": "classifier"}')
+
+
 def put_linear_learner(folder: Path) -> None:
-    arrays = {"arg:fc0_weight": np.ones((1, 2), "f4"), "arg:fc0_bias": np.zeros(1, "f4")}
-    write_params(folder / "mx-mod-0000.params", arrays)
-    (folder / "mx-mod-symbol.json").write_text("{}")
-    (folder / "additional-params.json").write_text("{}")
+    with zipfile.ZipFile(ROOT / "tests" / "data" / "linear_learner" / "regressor.zip") as archive:
+        archive.extractall(folder)
 
 
 def put_mxnet(folder: Path) -> None:
@@ -74,6 +94,7 @@ def put_sklearn(folder: Path) -> None:
 
 PUT: dict[str, Callable[[Path], None]] = {
     "script": put_script,
+    "knn": put_knn,
     "linear-learner": put_linear_learner,
     "mxnet": put_mxnet,
     "onnx": put_onnx,
@@ -111,6 +132,7 @@ def test_the_first_kind_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "handler"),
     [
+        ("knn", KnnHandler),
         ("linear-learner", LinearLearnerHandler),
         ("onnx", OnnxHandler),
         ("xgboost", XGBoostHandler),
@@ -136,6 +158,34 @@ def test_kinds_are_found_by_name_and_by_module() -> None:
         assert kind_named(kind.name) is kind is kind_named(kind.handler_spec.partition(":")[0])
     assert kind_named("tensorflow") is None
     assert [kind.environment for kind in KINDS if kind.environment] == ["mxnet"]
+
+
+@pytest.mark.parametrize(
+    ("handler", "chosen", "environment"),
+    [
+        ("xgboost", "mxnet", ""),  # our handlers of data know theirs
+        ("mxnet", "", "mxnet"),
+        ("mxnet", "other", "mxnet"),
+        ("script", "", ""),
+        ("script", "mxnet", "mxnet"),
+        ("/opt/shout.py", "mxnet", "mxnet"),
+        ("/opt/shout.py", "", ""),
+    ],
+)
+def test_the_environment_of_a_handler(handler: str, chosen: str, environment: str) -> None:
+    """
+    What brings code gets the one that is chosen for it.
+    """
+    assert environment_of(kind_named(handler), {"POLYHOST_HANDLER_ENVIRONMENT": chosen}) == environment
+
+
+@pytest.mark.parametrize("name", ["../../usr", "MXNet", "a b", "1st", "x" * 65])
+def test_what_is_no_name_of_an_environment(name: str) -> None:
+    """
+    It becomes a part of a path.
+    """
+    with pytest.raises(LoadFailed, match="write a name such as mxnet"):
+        environment_of(None, {"POLYHOST_HANDLER_ENVIRONMENT": name})
 
 
 @pytest.mark.parametrize("path", sorted(XGBOOST.glob("*-[0-9].*")), ids=lambda path: path.name)
@@ -309,3 +359,117 @@ def test_any_bytes_have_a_module_or_none(head: bytes) -> None:
     A pickle's beginning is read without being run, and may be anything.
     """
     assert isinstance(pickled_module(head), str)
+
+
+def torch_zip() -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02.")
+        archive.writestr("archive/version", b"3\n")
+    return stream.getvalue()
+
+
+def ndarrays(**arrays: Any) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        write_params(Path(folder, "a"), {name: np.array(array, "f4") for name, array in arrays.items()})
+        return Path(folder, "a").read_bytes()
+
+
+FOREIGN: dict[str, tuple[dict[str, bytes], str, str]] = {
+    "SavedModel": ({"model/1/saved_model.pb": b"\x08\x01", "model/1/variables/variables.index": b""},
+                   "a TensorFlow SavedModel", "tf2onnx"),
+    "SavedModel at the top": ({"saved_model.pb": b"\x08\x01"}, "a TensorFlow SavedModel", "install tensorflow"),
+    "Keras": ({"model.h5": b"\x89HDF\r\n\x1a\n"}, "a Keras model", "tf2onnx"),
+    "Keras 3": ({"config.json": b"{}", "metadata.json": b"{}", "model.weights.h5": b"x"}, "a Keras model", "tf2onnx"),
+    "TensorFlow Lite": ({"m.tflite": b"\x1c\0\0\0TFL3"}, "a TensorFlow Lite model", "code/inference.py"),
+    "CatBoost": ({"model.bin": b"CBM1@<\0\0"}, "a CatBoost model", 'save_model("model.onnx", format="onnx")'),
+    "CatBoost by name": ({"model.cbm": b"x"}, "a CatBoost model", "install catboost"),
+    "LightGBM": ({"model.txt": b"tree\nversion=v4\n"}, "a LightGBM model in its text format", "joblib.dump"),
+    "PMML": ({"model.pmml": b"x"}, "a PMML document", "code/inference.py"),
+    "PMML in XML": ({"model.xml": b'<?xml version="1.0"?>\n<PMML version="4.4">'}, "a PMML document", "pypmml"),
+    "PyTorch": ({"model.pth": torch_zip()}, "a PyTorch model", "torch.onnx.export"),
+    "PyTorch called a pickle": ({"model.pkl": torch_zip()}, "a PyTorch model", "code/inference.py"),
+    "PyTorch before 1.6": ({"model": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."}, "a PyTorch model", "install torch"),
+    "PyTorch not packed": ({"model/data.pkl": b"\x80\x02.", "model/version": b"3"}, "a PyTorch model", "torch"),
+    "Hugging Face": ({"config.json": b"{}", "model.safetensors": b"x"}, "a model in safetensors", "transformers"),
+    "MLflow": ({"MLmodel": b"flavors:\n  pytorch:\n    code:\n", "data/model.pth": torch_zip()},
+               "an MLflow folder", "pack its model file alone"),
+    "MLflow's own class": ({"MLmodel": b"flavors:\n  python_function:\n", "python_model.pkl": pickle.dumps(1)},
+                           "an MLflow folder", "install mlflow"),
+    "MLflow with its folder": ({"model/MLmodel": b"", "model/model.pkl": b"x"}, "an MLflow folder", "at the top"),
+    "BlazingText": ({"vectors.txt": b"2 3\n", "vectors.bin": b"x"}, "a fastText model", "code/inference.py"),
+    "Spark": ({"metadata/part-00000": b"{}", "stages/0_x/metadata/part-00000": b""}, "a Spark ML pipeline", "pyspark"),
+    "H2O": ({"model.ini": b"[info]"}, "an H2O MOJO", "h2o"),
+    "R": ({"model.RDS": b"x"}, "an R object", "a container of your own"),
+    "k-means": ({"model_algo-1": ndarrays(centroids=[[1, 2]])}, "model_algo-1, a list of MXNet arrays", "k-means"),
+    "PCA": ({"model_algo-1": ndarrays(mean=[1], s=[1], v=[[1]])}, "model_algo-1, a list of MXNet arrays", "PCA"),
+    "random cut forest": ({"model_algo-1": b"\x82\xa5trees"}, "model_algo-1 of a built-in", "random cut forest"),
+    "factorization machines": ({"model_algo-1": torch_zip().replace(b"archive/data.pkl", b"symbol.json.....")},
+                               "model_algo-1 of a built-in algorithm", "factorization machines"),
+    "k-NN's index alone": ({"model_algo-1": b"IxF2\x04\0\0\0"}, "model_algo-1 of SageMaker's k-NN", "all three"),
+}  # fmt: skip
+
+
+def put_all(folder: Path, files: Mapping[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_a_model_of_another_framework_is_called_by_its_name(case: str, tmp_path: Path) -> None:
+    """
+    One sentence: what it is, that it is not served, and a way to serve it.
+    """
+    files, what, cure = FOREIGN[case]
+    with pytest.raises(LoadFailed) as raised:
+        recognise(put_all(tmp_path, files), {})
+
+    assert raised.value.message.startswith(f"The archive holds {what}")
+    assert ", which no handler here serves: " in raised.value.message
+    assert cure in raised.value.message
+    assert raised.value.message.endswith(".")
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_a_script_serves_every_framework(case: str, tmp_path: Path) -> None:
+    """
+    As the sentences say; no name of a file stands in its way.
+    """
+    put_script(put_all(tmp_path, FOREIGN[case][0]))
+
+    assert kind_of(tmp_path) == "script"
+
+
+def test_mlflow_files_beside_a_model_that_is_served_do_no_harm(tmp_path: Path) -> None:
+    """
+    scikit-learn's flavour has its pickle at the top, where it is served as it is.
+    """
+    put_all(
+        tmp_path, {"MLmodel": b"flavors:\n  sklearn:\n    pickled_model: model.pkl\n", "conda.yaml": b"", "x.txt": b""}
+    )
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(LinearRegression().fit(ROWS, ROWS[:, 0])))
+
+    assert kind_of(tmp_path) == "sklearn"
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["xgboost-model", "model.joblib", "model.pkl", "net.onnx", "model_algo-1", "weights"])
+@pytest.mark.parametrize(
+    ("content", "what"), [(LFS, "a pointer of Git LFS: run git lfs pull"), (b"", "empty: an upload")]
+)
+def test_a_file_that_only_stands_for_a_model(name: str, content: bytes, what: str, tmp_path: Path) -> None:
+    """
+    Refused before a library says something strange of it. An empty file of any other name is a mark, as `_SUCCESS` is.
+    """
+    (tmp_path / name).write_bytes(content)
+    if name == "weights" and not content:
+        what = "No handler knows this archive."
+    with pytest.raises(LoadFailed, match=re.escape(what)):
+        recognise(tmp_path, {})
+
+    put_script(tmp_path)
+    assert kind_of(tmp_path) == "script"

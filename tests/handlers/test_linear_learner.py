@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polyhost_handlers.base import ModelSource
@@ -19,24 +21,42 @@ from polyhost_handlers.errors import LoadFailed
 from polyhost_handlers.linear_learner_handler import LinearLearnerHandler
 from polyhost_handlers.ndarray_file import write_params
 from polyhost_handlers.recordio import encode_features
+from support.forms import examples
 
 from handlers.calling import Model, csv, npy
 from handlers.test_recordio import record
 
-WEIGHT = np.array([[0.5, -2.0, 0.25], [1.0, 0.0, -1.0], [-0.5, 0.125, 3.0]], "f4")
-BIAS = np.array([0.125, -1.0, 2.0], "f4")
+FIXTURES = ROOT / "tests" / "data" / "linear_learner"
+EXPECTED = json.loads((FIXTURES / "expected.json").read_text())
+# (features, outputs) and (1, outputs), as SageMaker's linear learner writes them.
+WEIGHT = np.array([[0.5, 1.0, -0.5], [-2.0, 0.0, 0.125], [0.25, -1.0, 3.0]], "f4")
+BIAS = np.array([[0.125, -1.0, 2.0]], "f4")
 ROWS = np.array([[1, 2, 4], [0.5, -1, 0], [-8, 0, 1]])
-SIGMOID = json.dumps({"nodes": [{"op": "LogisticRegressionOutput", "name": "sigmoid"}]})
-# predictor_type: (what the archive says, how many outputs)
+OUTPUTS = {"regressor": "LinearRegressionOutput", "binary_classifier": "LogisticRegressionOutput",
+           "multiclass_classifier": "SoftmaxOutput"}  # fmt: skip
+# What the archive says it is, how many outputs
 REGRESSOR, BINARY, CLASSES = ("regressor", 1), ("binary_classifier", 1), ("multiclass_classifier", 3)
 
 
-def files(predictor: str = "regressor", outputs: int = 1, symbol: str = "{}", **params: Any) -> dict[str, Any]:
+def symbol(output: str = "LinearRegressionOutput", shape: tuple[int, ...] = (3, 1), bias: bool = True) -> str:
+    def node(op: str, name: str, *inputs: int, **attrs: str) -> dict[str, Any]:
+        return {"op": op, "name": name, "inputs": [[one, 0, 0] for one in inputs], "attrs": attrs}
+
+    nodes = [node("null", "data"), node("null", "fc0_weight", __shape__=str(shape)), node("dot", "dot0", 0, 1)]
+    if bias:
+        nodes += [node("null", "fc0_bias"), node("broadcast_add", "broadcast_plus0", 2, 3)]
+    if output:
+        nodes += [node("null", "out_label"), node(output, "out", len(nodes) - 1, len(nodes))]
+    return json.dumps({"nodes": nodes, "heads": [[len(nodes) - 1, 0, 0]]})
+
+
+def files(predictor: str = "regressor", outputs: int = 1, **params: Any) -> dict[str, Any]:
+    params = {"predictor_type": predictor, "threshold": 0.5, **params}
     return {
-        "mx-mod-0000.params": {"arg:fc0_weight": WEIGHT[:outputs], "arg:fc0_bias": BIAS[:outputs]},
-        "mx-mod-symbol.json": symbol,
-        "additional-params.json": json.dumps({"predictor_type": predictor, **params}),
-        "manifest.json": '{"model_type": "linear-learner"}',
+        "mx-mod-0000.params": {"arg:fc0_weight": WEIGHT[:, :outputs], "arg:fc0_bias": BIAS[:, :outputs]},
+        "mx-mod-symbol.json": symbol(OUTPUTS[predictor], (3, outputs)),
+        "additional-params.json": json.dumps(params),
+        "manifest.json": '{"mx-mod": "mxnet_module", "additional-params.json": "json", "version": 1}',
     }
 
 
@@ -58,7 +78,7 @@ def put(folder: Path, contents: dict[str, Any], zipped: bool = True) -> Path:
 
 
 def by_hand(rows: Any = ROWS, outputs: int = 1) -> np.ndarray:
-    return np.asarray(rows) @ WEIGHT[:outputs].T.astype(float) + BIAS[:outputs]
+    return np.asarray(rows) @ WEIGHT[:, :outputs].astype(float) + BIAS[0, :outputs]
 
 
 def sigmoid(value: float) -> float:
@@ -79,6 +99,26 @@ def assert_close(answers: list[dict[str, Any]], wanted: list[dict[str, Any]]) ->
     for answer, one in zip(answers, wanted, strict=True):
         for name, value in one.items():
             np.testing.assert_allclose(answer[name], value, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", EXPECTED["scores"])
+def test_the_same_scores_as_mxnet(name: str, tmp_path: Path, load: Callable[..., Model]) -> None:
+    """
+    Archives that MXNet wrote, of every kind and loss, and what MXNet predicted; the label follows the threshold.
+    """
+    shutil.copy(FIXTURES / f"{name}.zip", tmp_path / "model_algo-1")
+    with zipfile.ZipFile(tmp_path / "model_algo-1") as archive:
+        threshold = json.loads(archive.read("additional-params.json"))["threshold"]
+    answers = load("auto", tmp_path).ask(csv(np.array(EXPECTED["rows"]))).json()["predictions"]
+
+    scores = EXPECTED["scores"][name]
+    np.testing.assert_allclose([np.atleast_1d(one["score"]) for one in answers], scores, rtol=1e-5, atol=1e-6)
+    if threshold is not None:
+        assert [one["predicted_label"] for one in answers] == [int(score >= threshold) for (score,) in scores]
+    elif len(scores[0]) > 1:
+        assert [one["predicted_label"] for one in answers] == np.argmax(scores, axis=1).tolist()
+    else:
+        assert "predicted_label" not in answers[0]
 
 
 @pytest.mark.parametrize("handler", ["linear_learner_handler", "auto"])
@@ -155,57 +195,27 @@ def test_every_output(tmp_path: Path, load: Callable[..., Model]) -> None:
     assert answer.body.count(b"predicted_label") == len(ROWS)
 
 
-@pytest.mark.parametrize(
-    ("symbol", "outputs", "kind"),
-    [
-        ("{}", 1, ["score"]),
-        (SIGMOID, 1, ["score", "predicted_label"]),
-        (SIGMOID, 3, ["score", "predicted_label"]),
-        ("{}", 3, ["score", "predicted_label"]),
-        ("not JSON \udcff", 1, ["score"]),
-    ],
-)
-def test_the_kind_of_predictor_where_no_parameter_tells(
-    symbol: str, outputs: int, kind: list[str], tmp_path: Path, load: Callable[..., Model]
-) -> None:
-    """
-    From the symbol's output and the number of outputs.
-    """
-    contents = {**files("", outputs), "mx-mod-symbol.json": symbol.encode(errors="surrogateescape")}
-
-    assert list(load("auto", put(tmp_path, contents)).ask(csv(ROWS)).json()["predictions"][0]) == kind
-
-
-@pytest.mark.parametrize(
-    ("params", "labels"),
-    [
-        ({}, [1, 0]),
-        ({"binary_classifier_threshold": "0.999"}, [0, 0]),
-        ({"hyperparameters": {"threshold": 0.0}}, [1, 1]),
-        ({"threshold": 0}, [1, 1]),
-        ({"threshold": ""}, [1, 0]),
-    ],
-)
+@pytest.mark.parametrize(("threshold", "labels"), [(0.5, [1, 0]), (0.999, [0, 0]), (0, [1, 1])])
 def test_the_threshold_of_a_binary_classifier(
-    params: dict[str, Any], labels: list[int], tmp_path: Path, load: Callable[..., Model]
+    threshold: float, labels: list[int], tmp_path: Path, load: Callable[..., Model]
 ) -> None:
     """
-    At the top or among the hyperparameters; zero is a threshold too.
+    The archive's own; zero is a threshold too.
     """
-    model = load("linear_learner_handler", put(tmp_path, files(*BINARY, **params)))
+    model = load("linear_learner_handler", put(tmp_path, files(*BINARY, threshold=threshold)))
     answers = model.ask(b"4,0,0\n-4,0,0").json()["predictions"]
 
     assert [answer["predicted_label"] for answer in answers] == labels
 
 
-def test_names_and_shapes_are_read_tolerantly(tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    One flat row of weights under another name, no bias, the file elsewhere in the zip.
-    """
-    contents = {"0_mx-mod-0000.params": {"other": np.ones(1), "out_weight": WEIGHT[0]}}
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_graph_without_an_output_operator_or_a_bias(bias: bool, tmp_path: Path, load: Callable[..., Model]) -> None:
+    contents = {**files(), "mx-mod-symbol.json": symbol("", bias=bias)}
     model = load("linear_learner_handler", put(tmp_path, contents))
 
-    np.testing.assert_allclose(model.ask(csv(ROWS)).json()["predictions"][0]["score"], by_hand()[0, 0] - BIAS[0])
+    np.testing.assert_allclose(
+        model.ask(csv(ROWS)).json()["predictions"][0]["score"], by_hand()[0, 0] - (0 if bias else BIAS[0, 0])
+    )
 
 
 @pytest.mark.parametrize(
@@ -213,8 +223,8 @@ def test_names_and_shapes_are_read_tolerantly(tmp_path: Path, load: Callable[...
     [
         (b"", "text/csv", 204, ""),
         (b"1,2", "text/csv", 400, "Each row has 2 features, the model was trained on 3."),
-        (b"1,,3", "text/csv", 400, "A linear model cannot take missing or infinite values"),
-        (b"1,inf,3", "text/csv", 400, "A linear model cannot take missing or infinite values"),
+        (b"1,,3", "text/csv", 400, "This model cannot take missing or infinite values"),
+        (b"1,inf,3", "text/csv", 400, "This model cannot take missing or infinite values"),
         (record([math.nan], [0], [3]), "application/x-recordio-protobuf", 400, "missing or infinite"),
         (record([1], [0], [4]), "application/x-recordio-protobuf", 400, "Each row has 4 features"),
         (b"1,2,x", "text/csv", 400, "'x' is not a number"),
@@ -237,6 +247,15 @@ def test_codes(
     assert status < 400 or sentence in answer.message
 
 
+def changed(old: str, new: str) -> dict[str, str]:
+    assert old in symbol()
+    return {"mx-mod-symbol.json": symbol().replace(old, new)}
+
+
+def params(weight: Any, bias: Any = BIAS[:, :1]) -> dict[str, Any]:
+    return {"mx-mod-0000.params": {"arg:fc0_weight": np.array(weight, "f4"), "arg:fc0_bias": np.array(bias, "f4")}}
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -244,17 +263,47 @@ def test_codes(
             {"mx-mod-0000.params": None},
             "no mx-mod-0000.params among additional-params.json, manifest.json, mx-mod-symbol.json.",
         ),
+        ({"mx-mod-symbol.json": None}, "no mx-mod-symbol.json among "),
+        ({"additional-params.json": None}, "no additional-params.json among "),
         ({"mx-mod-0000.params": b"text"}, "its .params file is broken: it ends at byte 4, 8 more were due at 0."),
         ({"mx-mod-0000.params": b"longer text"}, "its .params file is broken: it does not begin as an NDArray list."),
-        ({"mx-mod-0000.params": {"bias": BIAS}}, r"no array named \*weight among bias."),
-        ({"mx-mod-0000.params": {"weight": WEIGHT, "bias": BIAS[:2]}}, r"weights of shape \(3, 3\) have 2 biases."),
-        ({"mx-mod-0000.params": {"weight": np.ones((2, 2, 2)), "bias": BIAS[:2]}}, r"weights of shape \(2, 2, 2\)"),
-        ({"mx-mod-0000.params": {"weight": np.zeros((0, 3), "f4")}}, r"weights of shape \(0, 3\) have 0 biases."),
+        # What is not SageMaker's layout, or does not fit together, is not guessed.
+        (params(WEIGHT[:, :1].T), r"mx-mod-symbol.json says that fc0_weight has the shape \(3, 1\), .* have \(1, 3\)"),
+        (params(WEIGHT[:, 0]), r"mx-mod-symbol.json says that fc0_weight has the shape \(3, 1\), .* have \(3,\)"),
+        (params(WEIGHT[:, :1], BIAS), r"mx-mod-symbol.json adds a bias of shape \(1, 3\) to 1 outputs"),
+        (params(WEIGHT[:, :1], BIAS[:, :1][0, 0]), r"mx-mod-symbol.json adds a bias of shape \(\) to 1 outputs"),
+        ({"mx-mod-0000.params": {"arg:fc0_bias": BIAS}}, "mx-mod-symbol.json has an input fc0_weight that is neither"),
+        ({"mx-mod-symbol.json": "{}"}, "mx-mod-symbol.json is not an MXNet graph"),
+        ({"mx-mod-symbol.json": "not JSON"}, "mx-mod-symbol.json is not an MXNet graph"),
+        ({"mx-mod-symbol.json": "[" * 100_000}, "mx-mod-symbol.json is not an MXNet graph"),
+        (changed('"op": "dot"', '"op": "elemwise_mul"'), "mx-mod-symbol.json has the operator elemwise_mul"),
+        (changed('"broadcast_add"', '"broadcast_mul"'), "mx-mod-symbol.json has the operator broadcast_mul"),
+        (changed("LinearRegressionOutput", "exp"), "mx-mod-symbol.json has the operator exp"),
+        (
+            changed("LinearRegressionOutput", "LogisticRegressionOutput"),
+            "mx-mod-symbol.json ends in sigmoid, which a r",
+        ),
+        (changed("[[0, 0, 0], [1, 0, 0]]", "[[1, 0, 0], [0, 0, 0]]"), "mx-mod-symbol.json has the operator dot"),
+        (
+            changed("[[0, 0, 0], [1, 0, 0]]", "[[0, 0, 0], [9, 0, 0]]"),
+            "mx-mod-symbol.json has a node that comes before",
+        ),
+        (changed("[[6, 0, 0]]", "[[0, 0, 0]]"), "mx-mod-symbol.json does not multiply its data by a weight"),
         ({"additional-params.json": "{"}, "additional-params.json is not JSON"),
-        ({"manifest.json": b"\xff"}, "manifest.json is not JSON"),
-        ({"manifest.json": b"[" * 100_000}, "manifest.json is not JSON"),
-        ({"additional-params.json": '{"threshold": "high"}'}, "its threshold high is not a number."),
-        ({"additional-params.json": '{"threshold": [1]}'}, r"its threshold \[1\] is not a number."),
+        ({"additional-params.json": b"\xff"}, "additional-params.json is not JSON"),
+        ({"additional-params.json": b"[" * 100_000}, "additional-params.json is not JSON"),
+        (
+            {"additional-params.json": "{}"},
+            "additional-params.json says predictor_type None: it is none of regressor, ",
+        ),
+        (
+            {"additional-params.json": '{"predictor_type": "poisson"}'},
+            "additional-params.json says predictor_type poiss",
+        ),
+        (
+            {"additional-params.json": '{"predictor_type": "multiclass_classifier"}'},
+            "a multiclass_classifier has several",
+        ),
     ],
 )
 def test_what_is_missing_or_broken_is_said(
@@ -266,6 +315,17 @@ def test_what_is_missing_or_broken_is_said(
     contents = {name: content for name, content in {**files(), **change}.items() if content is not None}
     with pytest.raises(LoadFailed, match=rf"^Unable to load model: {sentence}"):
         load("linear_learner_handler", put(tmp_path, contents))
+
+
+@pytest.mark.parametrize("threshold", [None, "high", [1], True])
+def test_a_binary_classifier_without_a_threshold_is_refused(
+    threshold: Any, tmp_path: Path, load: Callable[..., Model]
+) -> None:
+    """
+    Its labels would be a guess.
+    """
+    with pytest.raises(LoadFailed, match=r"^Unable to load model: its threshold .* is not a number\.$"):
+        load("linear_learner_handler", put(tmp_path, files(*BINARY, threshold=threshold)))
 
 
 def test_a_zip_that_unpacks_to_more_than_a_linear_model_has(tmp_path: Path, load: Callable[..., Model]) -> None:
@@ -288,7 +348,7 @@ def test_a_zip_that_unpacks_to_more_than_a_linear_model_has(tmp_path: Path, load
         load("linear_learner_handler", tmp_path)
 
 
-@settings(max_examples=60, deadline=2000)
+@settings(max_examples=examples(60))
 @given(data=st.data())
 def test_a_damaged_archive_is_refused_or_read(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """

@@ -48,6 +48,25 @@ def test_the_best_class_is_the_colour(case: str, answers: dict[str, Any]) -> Non
     assert sum(probabilities) == pytest.approx(1, abs=1e-5)
 
 
+PHOTOGRAPHS = (
+    "PNG", "JPEG", "JPEG 4:4:4", "progressive JPEG", "turned JPEG", "grey JPEG", "CMYK JPEG", "alpha", "grey alpha",
+    "palette", "one bit", "grey of 16 bits", "BMP",
+)  # fmt: skip
+
+
+@pytest.mark.mxnet
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_a_photograph_is_what_the_published_handler_makes_of_it(name: str, answers: dict[str, Any]) -> None:
+    """
+    Every pixel, whether the picture shrinks or grows, and so every answer.
+    """
+    assert {size: answers[f"{name} {size}"] for size in ("224x224", "31x17", "500x400", "400x50")} == dict.fromkeys(
+        ("224x224", "31x17", "500x400", "400x50"), 0
+    )
+    ours, published = answers[f"{name} answer"]
+    assert ours == published
+
+
 @pytest.mark.mxnet
 def test_a_picture_is_the_default(answers: dict[str, Any]) -> None:
     """
@@ -127,7 +146,7 @@ def test_networks_of_other_shapes(answers: dict[str, Any]) -> None:
         ("no shapes", "net-shapes.json is missing; it names the input and its shape."),
         ("bad shapes", "net-shapes.json is not [{"),
         ("text shapes", "net-shapes.json is not [{"),
-        ("other shapes", "net-symbol.json: MXNetError: Error in operator mean0: Check failed: "),
+        ("other shapes", "net-symbol.json: MXNetError: Error in operator mean1: Check failed: "),
         ("absurd shapes", "net-shapes.json has the shape [1, 3, 40000, 40000], which no network takes."),
         ("negative shapes", "net-shapes.json has the shape [1, 3, -4, -4], which no network takes."),
         ("zero shapes", "net-shapes.json has the shape [0, 3, 4, 4], which no network takes."),

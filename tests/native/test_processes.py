@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import MODELS, SAMPLES
+from conftest import MODELS, ROOT, SAMPLES
+from polyhost.engine.errors import EngineError
+from polyhost.engine.source import Inspector
 from support.obedient import ANSWER, SLEEP, write_obedient, write_obedient_script
 from support.tree import living, template_of, wait_until_gone
 
@@ -163,6 +166,58 @@ def test_python_environments_side_by_side(start: StartServer, samples_folder: Pa
         answers = together(calls * 4)
     assert [answer.status for answer in answers] == [200] * 8, [answer.text for answer in answers]
     assert len({answer.body for answer in answers}) == 2
+
+
+@pytest.mark.mxnet
+def test_handlers_and_scripts_run_in_the_environment_that_is_chosen_for_them(
+    start: StartServer, samples_folder: Path, tmp_path: Path
+) -> None:
+    """
+    The published handler for MXNet and ours give one answer; a script finds mxnet; scikit-learn's kind stays at home.
+    """
+    server = start("--handler-environment", "mxnet")
+    picture = (SAMPLES / "picture.png").read_bytes()
+    published = f"{ROOT / 'tests' / 'data' / 'mxnet' / 'model_handler.py'}:handle"
+    (tmp_path / "script" / "code").mkdir(parents=True)
+    (tmp_path / "script" / "code" / "inference.py").write_text(
+        "import mxnet\n\n"
+        "def model_fn(model_dir):\n    return mxnet.__version__\n\n"
+        "def transform_fn(model, body, content_type, accept):\n    return model, 'text/plain'\n"
+    )
+    with (
+        server.loaded("published", samples_folder / "squeezenet", handler=published) as theirs,
+        server.loaded("network", samples_folder / "squeezenet") as ours,
+        server.loaded("script", tmp_path / "script") as script,
+        server.loaded("preprocessor", samples_folder / "house_preprocessor") as preprocessor,
+    ):
+        answer = theirs(picture, "application/x-image")
+        assert answer.status == 200, answer.text
+        assert answer.json() == ours(picture, "application/x-image").json()
+        assert len(answer.json()) == 5
+        assert script("", "text/plain").text == "1.9.1"
+        assert preprocessor(ROW, "text/csv").status == 200
+
+
+def test_an_environment_that_is_not_installed_is_said(tmp_path: Path) -> None:
+    """
+    Our handlers of data go on without it.
+    """
+    inspector = Inspector(
+        model_roots=(tmp_path,),
+        default_handler="polyhost_handlers.auto:handle",
+        environ={"POLYHOST_HANDLER_ENVIRONMENT": "nowhere"},
+        run_folder=tmp_path / "run",
+    )
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "model.joblib").write_bytes(b"\x80\x04N.")
+    (tmp_path / "script" / "code").mkdir(parents=True)
+    (tmp_path / "script" / "code" / "inference.py").touch()
+
+    assert inspector.inspect(str(tmp_path / "data"), "").environment == ""
+    with pytest.raises(EngineError, match=r"environment nowhere is not installed. .* in POLYHOST_NOWHERE_PYTHON\."):
+        inspector.inspect(str(tmp_path / "script"), "")
+    chosen = (("POLYHOST_NOWHERE_PYTHON", sys.executable),)
+    assert inspector.inspect(str(tmp_path / "script"), "", chosen).environment == "nowhere"
 
 
 # Archives that bring code

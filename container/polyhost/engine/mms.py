@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from polyhost_handlers.artifacts import HANDLER_ENVIRONMENT
 from yarl import URL
 
 from polyhost.engine.errors import (
@@ -352,6 +353,8 @@ def mms_engine(plan: Plan, run: Path) -> MmsEngine:
     """`run`: a folder of this run's own, with a short path."""
     config, environ, limits = plan.config, plan.environ, plan.limits
     told = {**environ, "SAGEMAKER_MULTI_MODEL": "true" if is_multi_model(environ) else "false"}
+    if config.handler_environment:
+        told[HANDLER_ENVIRONMENT] = config.handler_environment
     inspector = Inspector(
         model_roots=config.model_root,
         default_handler=handler_spec(config.handler),

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO
 
 import psutil
+from polyhost_handlers.artifacts import HANDLER_ENVIRONMENT
 
 from polyhost.config import Config
 from polyhost.engine.handlers import handler_spec
@@ -164,6 +165,8 @@ def mms_environ(
     }  # fmt: skip
     if config.memory_budget is not None:
         told["POLYHOST_MEMORY_BUDGET_BYTES"] = str(config.memory_budget)
+    if config.handler_environment:
+        told[HANDLER_ENVIRONMENT] = config.handler_environment
     told.setdefault("SAGEMAKER_MODEL_SERVER_VMARGS", _vm_arguments())
     told.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's reports to its makers, from its import on
     return told

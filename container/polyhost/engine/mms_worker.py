@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from polyhost_handlers.artifacts import kind_named, recognise
+from polyhost_handlers.artifacts import environment_of, kind_named, recognise
 from polyhost_handlers.errors import LoadFailed
 
 
@@ -44,13 +44,11 @@ def interpreter_for(arguments: Sequence[str], environ: Mapping[str, str]) -> str
 def environment_for(handler: str, model_path: str, environ: Mapping[str, str]) -> str:
     """The name of the Python environment, "" for the server's own."""
     module = handler.partition(":")[0]
-    if module == "polyhost_handlers.auto":
-        try:
-            return recognise(Path(model_path), environ).environment
-        except (LoadFailed, OSError):
-            return ""
-    kind = kind_named(module)
-    return kind.environment if kind else ""
+    try:
+        auto = module == "polyhost_handlers.auto"
+        return environment_of(recognise(Path(model_path), environ) if auto else kind_named(module), environ)
+    except (LoadFailed, OSError):
+        return ""
 
 
 def _option(arguments: Sequence[str], name: str) -> str:

@@ -7,13 +7,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyhost_handlers.artifacts import folder_bytes, kind_named, recognise
+from polyhost_handlers.artifacts import environment_of, folder_bytes, kind_named, recognise
 from polyhost_handlers.errors import LoadFailed
 
 from polyhost.archives import unpack
@@ -81,15 +82,19 @@ def _source_of(
     model = manifest.get("model", {})
     handler = asked_handler or model.get("handler") or default_handler
     module = handler.partition(":")[0]
-    environment = ""
     try:
+        kind = kind_named(module)
         if module == _AUTO:
             kind = recognise(path, environ)
-            handler, module, environment = kind.handler_spec, kind.module, kind.environment
-        elif (kind_or_none := kind_named(module)) is not None:
-            environment = kind_or_none.environment
+            handler, module = kind.handler_spec, kind.module
+        environment = environment_of(kind, environ)
     except LoadFailed as error:
         raise EngineError(error.message) from error
+    if (kind is None or not kind.environment) and interpreter_of(environment, environ) is None:
+        raise EngineError(
+            f"Unable to load model: the Python environment {environment} is not installed. Make it in "
+            f"{sys.prefix}/envs/{environment}, or name its Python in POLYHOST_{environment.upper()}_PYTHON.",
+        )
     is_data = module.startswith("polyhost_handlers.") and module != "polyhost_handlers.script_handler"
     return Source(
         path=path,
@@ -101,6 +106,14 @@ def _source_of(
         engine=(manifest.get("engine") or {}).get("engineName"),
         manifest_name=model.get("modelName"),
     )
+
+
+def interpreter_of(environment: str, environ: Mapping[str, str]) -> str | None:
+    """The Python of an environment, None where it is not installed; "" is the server's own."""
+    if not environment:
+        return sys.executable
+    python = environ.get(f"POLYHOST_{environment.upper()}_PYTHON") or f"{sys.prefix}/envs/{environment}/bin/python"
+    return python if os.access(python, os.X_OK) else None
 
 
 def _folder_of(url: str, store: Path, roots: tuple[Path, ...], run_folder: Path) -> Path:

@@ -34,7 +34,13 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # Each CPU has a worker of its own that pays once for what its models share: with two, few models of a sample do.
 _CPUS = 2
 # Settings that decide how models are served; all others are ours.
-_KEPT_SETTINGS = ("POLYHOST_HANDLER", "POLYHOST_ISOLATION", "POLYHOST_WORKERS_PER_MODEL", "POLYHOST_PASS_ENV")
+_KEPT_SETTINGS = (
+    "POLYHOST_HANDLER",
+    "POLYHOST_HANDLER_ENVIRONMENT",
+    "POLYHOST_ISOLATION",
+    "POLYHOST_WORKERS_PER_MODEL",
+    "POLYHOST_PASS_ENV",
+)
 _OTHER_SETTING = re.compile(r"POLYHOST_|SAGEMAKER_BIND_TO_PORT|SAGEMAKER_SAFE_PORT_RANGE")
 
 

@@ -12,7 +12,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -390,14 +389,6 @@ class Template:
                 self._process.kill()
             await self._process.wait()
             self._process = None
-
-
-def interpreter_of(environment: str, environ: Mapping[str, str]) -> str | None:
-    """The Python of an environment, None where it is not installed; "" is the server's own."""
-    if not environment:
-        return sys.executable
-    python = environ.get(f"POLYHOST_{environment.upper()}_PYTHON") or f"{sys.prefix}/envs/{environment}/bin/python"
-    return python if os.access(python, os.X_OK) else None
 
 
 def ignore_result(future: asyncio.Future[Any]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from polyhost_handlers.artifacts import HANDLER_ENVIRONMENT
+
 from polyhost.config import Config
 from polyhost.engine.handlers import handler_spec
 from polyhost.engine.native.engine import NativeEngine
@@ -42,6 +44,8 @@ def worker_environ(config: Config, environ: Mapping[str, str]) -> dict[str, str]
     """What workers see: the container's environment, and MMS's own defaults for workers."""
     told = {**environ, "SAGEMAKER_MULTI_MODEL": "true" if is_multi_model(environ) else "false"}
     told["POLYHOST_LOG_FORMAT"] = config.log_format
+    if config.handler_environment:
+        told[HANDLER_ENVIRONMENT] = config.handler_environment
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         told.setdefault(name, "1")
     told.setdefault("MXNET_USE_OPERATOR_TUNING", "0")

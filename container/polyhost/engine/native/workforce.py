@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from polyhost.engine.native.messages import Trim
-from polyhost.engine.native.pool import Environment, Template, Worker, WorkerLost, ignore_result, interpreter_of
+from polyhost.engine.native.pool import Environment, Template, Worker, WorkerLost, ignore_result
+from polyhost.engine.source import interpreter_of
 from polyhost.memory import private_bytes
 
 logger = logging.getLogger("polyhost.engine")
@@ -49,6 +50,7 @@ _MODULES = (
     "polyhost_handlers.xgboost_handler",
     "polyhost_handlers.sklearn_handler",
     "polyhost_handlers.linear_learner_handler",
+    "polyhost_handlers.knn_handler",
     "polyhost_handlers.onnx_handler",
     "polyhost_handlers.mxnet_handler",
     "polyhost_handlers.script_handler",
