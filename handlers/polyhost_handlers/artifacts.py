@@ -150,9 +150,10 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 def script_of(model_dir: Path, environ: Mapping[str, str]) -> Path | None:
     """
-    The archive's own `code/inference.py`, else the container's script, else None.
+    The archive's own `code/inference.py`, else the container's script, else one beside the model, else None.
 
-    SAGEMAKER_PROGRAM names it otherwise; SAGEMAKER_SUBMIT_DIRECTORY is where the container's code lies.
+    SAGEMAKER_PROGRAM names it otherwise; SAGEMAKER_SUBMIT_DIRECTORY is where the container's code lies. A script
+    beside the model counts where the archive has no folder `code`.
     """
     program = environ.get("SAGEMAKER_PROGRAM") or "inference.py"
     program = program if program.endswith(".py") else f"{program}.py"
@@ -160,6 +161,8 @@ def script_of(model_dir: Path, environ: Mapping[str, str]) -> Path | None:
     submit_directory = environ.get("SAGEMAKER_SUBMIT_DIRECTORY", "").removeprefix("file://")
     if submit_directory and "://" not in submit_directory:
         folders.append(Path(submit_directory))
+    if not (model_dir / "code").is_dir():
+        folders.append(model_dir)
     for folder in folders:
         script = folder / program
         if script.is_file() and script.resolve().is_relative_to(folder.resolve()):
@@ -282,7 +285,7 @@ KINDS: Sequence[Kind] = (
     Kind(
         "script",
         "polyhost_handlers.script_handler",
-        "code/inference.py",
+        "code/inference.py, or inference.py where there is no folder code",
         lambda folder, environ: script_of(folder, environ) is not None,
     ),
     Kind(

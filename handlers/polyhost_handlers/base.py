@@ -73,6 +73,8 @@ class Response:
     content_type: str = JSON
     # None leaves the status to a script that sets it on MMS's context itself.
     status: int | None = 200
+    # Besides the Content-Type.
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Handler(ABC):
@@ -171,6 +173,8 @@ def _answer(model: Handler, item: Mapping[str, Any], context: Any, index: int) -
     context.set_response_content_type(index, "".join(filter(_is_plain, response.content_type)))
     if response.status is not None:
         context.set_response_status(code=response.status, phrase="", idx=index)
+    for name, value in response.headers.items():
+        context.set_response_header(index, "".join(filter(_is_plain, name)), "".join(filter(_is_plain, value)))
     return response.body
 
 

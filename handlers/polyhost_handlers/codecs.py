@@ -153,9 +153,9 @@ def decode_npy(body: bytes) -> np.ndarray[Any, Any]:
     return np.atleast_2d(array).astype(float)
 
 
-def decode_array_npy(body: bytes) -> np.ndarray[Any, Any]:
-    """An array of numbers or texts, of any shape; an object array, which is a pickle, is refused."""
-    _check_npy_header(body)
+def decode_array_npy(body: bytes, kinds: str = "biufSU") -> np.ndarray[Any, Any]:
+    """An array of numbers or texts, or of numpy's `kinds`, of any shape; one of objects, a pickle, is refused."""
+    _check_npy_header(body, kinds)
     try:
         array: np.ndarray[Any, Any] = np.load(io.BytesIO(body), allow_pickle=False)
     except (ValueError, TypeError, OverflowError, EOFError, OSError) as error:
@@ -163,7 +163,7 @@ def decode_array_npy(body: bytes) -> np.ndarray[Any, Any]:
     return array
 
 
-def _check_npy_header(body: bytes) -> None:
+def _check_npy_header(body: bytes, kinds: str) -> None:
     """Before numpy allocates what a header promises, hold it against what was sent."""
     stream = io.BytesIO(body)
     try:
@@ -174,7 +174,7 @@ def _check_npy_header(body: bytes) -> None:
     except Exception as error:
         # numpy evaluates the header as a Python literal: a crafted one raises anything, MemoryError too.
         raise Unparseable("The body is not a .npy file: its header cannot be read.") from error
-    if dtype.kind not in "biufSU" or dtype.itemsize == 0:
+    if dtype.kind not in kinds or dtype.itemsize == 0:
         raise Unparseable(f"The array has dtype {dtype}: send numbers.")
     if needed > len(body):
         raise Unparseable(f"The body is not a .npy file: its header promises {needed} bytes, {len(body)} came.")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import sys
 from collections.abc import Iterator
 
 
@@ -122,11 +123,20 @@ def load_errors_named(what: str, artifact_bytes: int) -> Iterator[None]:
         raise LoadFailed(f"Unable to load model: {what}: {reason}") from error
 
 
+# Pickles name a class by its module, and the one of a program that was run is __main__.
+_NOT_IN_MODULE = re.compile(r"Can't get attribute '([^']+)' on (<module .*>)$")
 _PLACE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 
 
 def sentence_of(error: BaseException) -> str:
     """What a library says, in one line: without its stack trace and the place in its source."""
+    lacks = _NOT_IN_MODULE.match(str(error)) if isinstance(error, AttributeError) else None
+    if lacks is not None and lacks[2] == repr(sys.modules["__main__"]):
+        name = lacks[1]
+        return (
+            f"{name} was pickled by the program that defined it (as __main__.{name}): define {name} in the archive's "
+            "code/inference.py, or import it there"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # XGBoost's sentence comes first, before its frames; MXNet's after them, or after a list of arguments.
     lines = [line for line in lines if line.startswith("MXNetError: ")] or lines

@@ -4,8 +4,9 @@ Customers' own scripts: `code/inference.py` in the archive, as SageMaker's infer
 `model_fn(model_dir)`, then `input_fn(body, content_type)`, `predict_fn(data, model)`,
 `output_fn(prediction, accept)`, or `transform_fn(model, body, content_type, accept)` in their place;
 `pre_model_fn(model_dir)` and `model_warmup_fn(model_dir, model)` around the load. Each may take a last
-`context`. What the toolkit gets wrong in multi-model mode is right here: each model imports its own script and
-the modules beside it, and a failure is one sentence, never a traceback.
+`context`. A function that a script leaves out is the toolkit's (script_defaults). What the toolkit gets wrong in
+multi-model mode is right here: each model imports its own script and the modules beside it, and a failure is one
+sentence, never a traceback.
 
 A script is code: it changes `sys.path` and the working directory, so a process holds one such model.
 """
@@ -15,37 +16,50 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
+import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
-from polyhost_handlers import codecs
+from polyhost_handlers import aws, script_defaults
 from polyhost_handlers.artifacts import script_of
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
-from polyhost_handlers.codecs import CSV, JSON, NPY
-from polyhost_handlers.errors import HandlerError, LoadFailed, NoContent, Unparseable, is_out_of_memory, sentence_of
+from polyhost_handlers.codecs import CSV, JSON
+from polyhost_handlers.errors import (
+    HandlerError,
+    LoadFailed,
+    Unparseable,
+    UnsupportedMediaType,
+    is_out_of_memory,
+    sentence_of,
+)
+
+logger = logging.getLogger("polyhost.handlers")
 
 _TEXT_TYPES = (JSON, CSV)
-_DEFAULT_FORMATS = (JSON, CSV, NPY)
+# Of a response these are the connection's, or the Content-Type, which has its own place.
+_NOT_COPIED = ("content-type", "content-length", "connection", "keep-alive", "transfer-encoding")
 
 
 class ScriptHandler(Handler):
     kind = "script"
 
     def __init__(self, script: ModuleType, model: Any, source: ModelSource) -> None:
+        self._script = script
         self._model = model
         self._context = source.context
         self._default_accept = source.default_accept(JSON)
+        is_booster = script_defaults.is_booster(model)
+        default_input = script_defaults.booster_input_fn if is_booster else script_defaults.input_fn
+        default_predict = script_defaults.booster_predict_fn if is_booster else script_defaults.predict_fn
         self._transform = getattr(script, "transform_fn", None)
-        self._input = getattr(script, "input_fn", None) or default_input_fn
-        self._predict = getattr(script, "predict_fn", None) or default_predict_fn
-        self._output = getattr(script, "output_fn", None) or default_output_fn
+        self._input = getattr(script, "input_fn", None) or default_input
+        self._predict = getattr(script, "predict_fn", None) or default_predict
+        self._output = getattr(script, "output_fn", None) or script_defaults.output_fn
 
     @classmethod
     def load(cls, source: ModelSource) -> ScriptHandler:
@@ -53,22 +67,27 @@ class ScriptHandler(Handler):
         if path is None:
             program = source.environ.get("SAGEMAKER_PROGRAM") or "inference.py"
             raise LoadFailed(f"Unable to load model: the archive has no code/{program}.")
-        _check_requirements(path.parent / "requirements.txt")
+        if path.parent == source.model_dir:
+            logger.info("model %s: %s beside the model is its script, there is no code/", source.model_name, path.name)
+        _check_requirements(path.parent / "requirements.txt", source.model_dir)
         # Scripts open the files beside the model by bare names, as under MMS.
         os.chdir(source.model_dir)
-        script = _import_script(path)
-        _check_functions(script, path.name)
-        return cls(script, _load_model(script, path.name, source), source)
+        aws.provide()
+        script = _new_module(path)
+        with _seen_by_pickles(script):
+            _run(script, path)
+            _check_functions(script, path.name)
+            return cls(script, _load_model(script, path.name, source), source)
 
     def predict(self, request: Request) -> Response:
         accept = request.accept if request.accept not in ("", "*/*") else self._default_accept
         content_type = request.content_type or JSON
         body = _body_for(request.body, content_type)
-        with _chosen_status():
+        with _chosen_status(), _seen_by_pickles(self._script):
             answer = self._answer(body, content_type, accept, request.context or self._context)
-        if isinstance(answer, tuple) and len(answer) == 2:
-            answer, accept = answer
-        return Response(_sendable(answer), str(accept), status=None)
+        if isinstance(answer, tuple) and len(answer) >= 2:  # the toolkit looks at no more than two
+            answer, accept = answer[:2]
+        return _web_response(answer) or Response(_sendable(answer), str(accept), status=None)
 
     def _answer(self, body: bytes | str, content_type: str, accept: str, context: Any) -> Any:
         if self._transform is not None:
@@ -78,50 +97,53 @@ class ScriptHandler(Handler):
         return _call(self._output, context, prediction, accept)
 
 
-def default_input_fn(body: Any, content_type: str) -> Any:
-    """What `input_fn` does where a script has none: the toolkit's formats, but never a pickle."""
-    raw = body.encode() if isinstance(body, str) else body
-    if not raw:
-        raise NoContent("The request has no body.")
-    name = codecs.decoder_for(content_type, _DEFAULT_FORMATS, default=JSON)
-    if name == NPY:
-        return codecs.decode_array_npy(raw)
-    if name == CSV:
-        return codecs.decode_csv(raw)
-    try:
-        return np.array(codecs.parse_json(raw))
-    except (ValueError, OverflowError) as error:
-        raise Unparseable(f"The rows differ in length: {error}.") from error
+def _check_requirements(path: Path, model_dir: Path) -> None:
+    if path.is_file():
+        # Few archives have one, and what reads it takes a while to import.
+        from polyhost_handlers import script_requirements
+
+        script_requirements.check(path, model_dir if path.is_relative_to(model_dir) else path.parent)
 
 
-def default_predict_fn(data: Any, model: Any) -> Any:
-    predict = getattr(model, "predict", None) or (model if callable(model) else None)
-    if predict is None:
-        raise HandlerError(f"The script has no predict_fn, and its {type(model).__name__} cannot predict.")
-    return predict(data)
-
-
-def default_output_fn(prediction: Any, accept: str) -> tuple[bytes, str]:
-    name = codecs.choose_accept(accept, _DEFAULT_FORMATS, JSON)
-    values = prediction.detach().numpy() if hasattr(prediction, "detach") else prediction
-    if name == JSON:
-        return codecs.encode_json(values), name
-    if name == CSV:
-        return codecs.encode_csv_rows(np.atleast_1d(values).tolist()), name
-    return codecs.encode_npy(np.asarray(values)), name
-
-
-def _import_script(path: Path) -> ModuleType:
-    """The script as a module of its own name, and its folder first on the path for the modules beside it."""
+def _new_module(path: Path) -> ModuleType:
+    """The script as a module of its own name, not run yet; its folder first on the path for the modules beside it."""
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
+    if spec is None:
         raise LoadFailed(f"Unable to load model: {path.name} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    with _failure_named(f"{path.name} cannot be imported"):
-        spec.loader.exec_module(module)
     return module
+
+
+def _run(script: ModuleType, path: Path) -> None:
+    with _failure_named(f"{path.name} cannot be imported"):
+        script.__spec__.loader.exec_module(script)  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def _seen_by_pickles(script: ModuleType) -> Iterator[None]:
+    """
+    Let pickles find in `script` what they name in `__main__`.
+
+    A script that trains is run, and pickles its own classes as `__main__.Name`. Here it is imported.
+    """
+    main = sys.modules["__main__"].__dict__
+    before = main.get("__getattr__")
+
+    def from_script(name: str) -> Any:
+        if name.startswith("__") or name not in script.__dict__:
+            raise AttributeError(f"module '__main__' has no attribute '{name}'")
+        return script.__dict__[name]
+
+    main["__getattr__"] = from_script
+    try:
+        yield
+    finally:
+        if before is None:
+            main.pop("__getattr__", None)
+        else:
+            main["__getattr__"] = before
 
 
 def _check_functions(script: ModuleType, name: str) -> None:
@@ -154,12 +176,15 @@ def _failure_named(what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise
-        raise LoadFailed(f"Unable to load model: {what}: {type(error).__name__}: {sentence_of(error)}") from error
+        cure = ""
+        if isinstance(error, ModuleNotFoundError):
+            cure = ". Install what brings it in the environment of the server, or put the module into code/"
+        raise LoadFailed(f"Unable to load model: {what}: {type(error).__name__}: {sentence_of(error)}{cure}") from error
 
 
 @contextlib.contextmanager
 def _chosen_status() -> Iterator[None]:
-    """A status that the script chose by MMS's `PredictionException` or the toolkit's errors; nothing else is known."""
+    """The status that a script chose by MMS's `PredictionException` or the toolkit's errors, or that is plain."""
     try:
         yield
     except SystemExit as error:
@@ -170,38 +195,9 @@ def _chosen_status() -> Iterator[None]:
         status = getattr(error, "status_code", getattr(error, "error_code", None))
         if isinstance(status, int) and 400 <= status <= 599:
             raise HandlerError(str(getattr(error, "message", error)), status) from error
+        if type(error).__name__ == "UnsupportedFormatError":  # the toolkit's and that of sagemaker_containers
+            raise UnsupportedMediaType(sentence_of(error)) from error
         raise
-
-
-def _check_requirements(path: Path) -> None:
-    """A server does not install packages while it serves: what is missing is named instead."""
-    if not path.is_file():
-        return
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    missing = []
-    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
-        text = line.partition(" #")[0].strip()
-        if not text or text.startswith(("#", "-")):
-            continue
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement as error:
-            raise LoadFailed(f"Unable to load model: requirements.txt: '{text}' is not a requirement.") from error
-        if (requirement.marker is None or requirement.marker.evaluate()) and not _is_installed(requirement):
-            missing.append(text)
-    if missing:
-        raise LoadFailed(
-            f"Unable to load model: requirements.txt asks for {', '.join(missing)}, which this server does not have: "
-            "install it where the server runs, or build an image with it.",
-        )
-
-
-def _is_installed(requirement: Any) -> bool:
-    try:
-        return bool(requirement.specifier.contains(metadata.version(requirement.name), prereleases=True))
-    except metadata.PackageNotFoundError:
-        return False
 
 
 def _call(function: Callable[..., Any], context: Any, *arguments: Any) -> Any:
@@ -226,12 +222,27 @@ def _body_for(body: bytes, content_type: str) -> bytes | str:
         raise Unparseable(f"The body is not UTF-8 text: {error.reason} at byte {error.start}.") from error
 
 
+def _web_response(answer: Any) -> Response | None:
+    """The answer of a script that makes Flask's, werkzeug's or another framework's response; None if it is none."""
+    status, headers = getattr(answer, "status_code", None), getattr(answer, "headers", None)
+    if not isinstance(status, int) or headers is None or not hasattr(headers, "items"):
+        return None
+    if callable(getattr(answer, "get_data", None)):
+        body = answer.get_data()
+    else:
+        body = getattr(answer, "body", None) or getattr(answer, "content", None) or b""
+    pairs = [(str(name), str(value)) for name, value in headers.items()]
+    content_type = next((value for name, value in pairs if name.lower() == "content-type"), JSON)
+    others = {name: value for name, value in pairs if name.lower() not in _NOT_COPIED}
+    return Response(_sendable(body), content_type, int(status), others)
+
+
 def _sendable(answer: Any) -> Any:
     """MMS sends bytes and str as they are and the rest as this JSON, but does not know numpy's arrays and numbers."""
     if isinstance(answer, (bytes, bytearray, str)):
         return answer
     try:
-        return codecs.encode_json(answer, indent=2)
+        return json.dumps(answer, default=script_defaults.plain, indent=2).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise HandlerError(f"The script answered what cannot be sent: {error}.") from error
 

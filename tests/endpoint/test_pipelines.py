@@ -33,6 +33,63 @@ def output_fn(prediction, accept):
     return json.dumps(prediction)
 """
 
+# In the shape of AWS's published preprocessor for scikit-learn's container.
+PREPROCESSES = """
+import json
+import os
+from io import StringIO
+
+import pandas as pd
+from sagemaker_containers.beta.framework import encoders, worker
+from sklearn.externals import joblib
+
+NAMES = ["year", "feet", "bedrooms", "bathrooms", "lot", "garage", "deck", "porch"]
+
+
+def model_fn(model_dir):
+    return joblib.load(os.path.join(model_dir, "model.joblib"))
+
+
+def input_fn(input_data, content_type):
+    if content_type != "text/csv":
+        raise ValueError("{} not supported by script!".format(content_type))
+    return pd.read_csv(StringIO(input_data), header=None, names=NAMES)
+
+
+def predict_fn(input_data, model):
+    return model.transform(input_data)
+
+
+def output_fn(prediction, accept):
+    if accept == "application/json":
+        instances = [{"features": row} for row in prediction.tolist()]
+        return worker.Response(json.dumps({"instances": instances}), accept, mimetype=accept)
+    return worker.Response(encoders.encode(prediction, accept), accept, mimetype=accept)
+"""
+
+
+def write_script_preprocessor(samples: Path, folder: Path) -> None:
+    """What the sample preprocessor does, with its columns by name: the same numbers by another way."""
+    import joblib
+    import pandas as pd
+    from sklearn.compose import ColumnTransformer
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    sample = joblib.load(samples / "house_preprocessor" / "model.joblib")
+    names = ["year", "feet", "bedrooms", "bathrooms", "lot", "garage", "deck", "porch"]
+    two = pd.DataFrame([[1.0] * 6 + ["y", "n"], [2.0] * 6 + ["n", "y"]], columns=names)
+    by_name = ColumnTransformer(
+        [
+            ("numbers", StandardScaler(), names[:6]),
+            ("yes_or_no", OneHotEncoder(drop="if_binary", categories=[["n", "y"]] * 2), names[6:]),
+        ],
+    ).fit(two)
+    learned, right = by_name.named_transformers_["numbers"], sample.named_transformers_["numbers"]
+    learned.mean_, learned.scale_, learned.var_ = right.mean_, right.scale_, right.var_
+    (folder / "code").mkdir(parents=True)
+    (folder / "code" / "inference.py").write_text(PREPROCESSES)
+    joblib.dump(by_name, folder / "model.joblib")
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, samples_folder: Path) -> Iterator[EndpointServer]:
@@ -47,6 +104,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, samples_folder: Path) -> It
         folder.mkdir(parents=True)
         (folder / "name.txt").write_text(name)
         packed(folder, models / "plain" / f"{name}.tar.gz")
+    write_script_preprocessor(samples_folder, source / "preprocessor")
+    packed(source / "preprocessor", models / "script_preprocessor.tar.gz")
     code = source / "code"
     code.mkdir()
     (code / "serve_it.py").write_text(SAYS)
@@ -91,6 +150,33 @@ def test_a_preprocessor_before_a_multi_model_learner(server: EndpointServer) -> 
     with pytest.raises(ClientError) as caught:
         server.predict("other.tar.gz", RAW, EndpointName="houses")
     assert caught.value.response["Error"]["Code"] == "ValidationError"
+
+
+def test_the_published_preprocessor_before_a_learner(server: EndpointServer) -> None:
+    """
+    Its JSON is what the next container gets, and the learner's score is that of the sample preprocessor.
+    """
+    learner = container(server, "linear/city.tar.gz")
+    deployed(server, "by-script", container(server, "script_preprocessor.tar.gz"), learner)
+    deployed(server, "by-sample", container(server, "house_preprocessor.tar.gz"), learner)
+    by_script, by_sample = (
+        json.loads(server.predict(None, RAW, EndpointName=name, Accept="application/json"))["predictions"][0]["score"]
+        for name in ("by-script", "by-sample")
+    )
+    assert by_script == pytest.approx(by_sample, rel=1e-6)
+
+    says = {
+        "SAGEMAKER_PROGRAM": "serve_it.py",
+        "SAGEMAKER_SUBMIT_DIRECTORY": f"file://{server.models}/sourcedir.tar.gz",
+    }
+    for name, more in (("said", {}), ("said-csv", {"SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT": "text/csv"})):
+        first = container(server, "script_preprocessor.tar.gz", Environment=more)
+        deployed(server, name, first, container(server, "plain/a.tar.gz", Environment=says))
+    handed = json.loads(server.predict(None, RAW, EndpointName="said"))["data"]
+    (features,) = (row["features"] for row in json.loads(handed)["instances"])
+    assert len(features) == 8
+    as_csv = json.loads(server.predict(None, RAW, EndpointName="said-csv"))["data"]
+    assert [float(field) for field in as_csv.strip().split(",")] == features
 
 
 def test_a_single_model_endpoint_takes_no_target(server: EndpointServer) -> None:

@@ -38,12 +38,14 @@ def load(container: pytest.MonkeyPatch) -> Callable[..., Model]:
 
 
 @pytest.fixture
-def restored_process() -> Iterator[None]:
+def restored_process(tmp_path: Path) -> Iterator[None]:
     """A script changes what belongs to the process; here the process has other tests to run."""
     cwd, path, modules = os.getcwd(), list(sys.path), dict(sys.modules)
     yield
     os.chdir(cwd)
     sys.path[:] = path
+    # The script's own modules only: libraries of C do not bear a second import.
     for name in set(sys.modules) - set(modules):
-        del sys.modules[name]
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(f"{tmp_path}/"):
+            del sys.modules[name]
     sys.modules.update(modules)

@@ -17,9 +17,6 @@ from polyhost.endpoint.errors import EndpointError, ModelError, ValidationError
 from polyhost.engine.errors import EngineError
 from polyhost.engine.protocol import Answer, Item
 
-_ACCEPT_VARIABLE = "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"
-# What a pipeline's containers send each other, unless they say otherwise.
-_ACCEPT_BETWEEN = "text/csv"
 _TARGET = "x-amzn-sagemaker-target-model"
 
 
@@ -132,7 +129,7 @@ class Traffic:
         for index, (shelf, only_target) in enumerate(zip(lane.shelves, lane.targets, strict=True)):
             request = item
             if last:
-                request = _between(item, answer, shelf, is_last=index == last, takes_target=not only_target)
+                request = _between(item, answer, is_last=index == last, takes_target=not only_target)
             try:
                 answer = await self._cache.invoke(shelf, only_target or target, request, timing)
             except EngineError as error:
@@ -157,16 +154,17 @@ class Traffic:
         )
 
 
-def _between(item: Item, before: Answer | None, shelf: Shelf, *, is_last: bool, takes_target: bool) -> Item:
+def _between(item: Item, before: Answer | None, *, is_last: bool, takes_target: bool) -> Item:
     """What a pipeline's container is sent."""
     headers = dict(item.headers)
     if not takes_target:
         headers.pop(_TARGET, None)
     if not is_last:
-        headers["accept"] = dict(shelf.container.environ).get(_ACCEPT_VARIABLE) or _ACCEPT_BETWEEN
+        # Each answers in its own default, as at AWS; SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT of the container changes it.
+        headers.pop("accept", None)
     if before is None:
         return Item(item.request_id, headers, item.query, item.body)
-    headers["content-type"] = _header(before, "content-type") or _ACCEPT_BETWEEN
+    headers["content-type"] = _header(before, "content-type") or "text/csv"
     return Item(item.request_id, headers, item.query, before.body)
 
 
