@@ -144,6 +144,10 @@ def assert_written_alike(prediction: Any, media_type: str) -> None:
 class HasToList:
     """As tensors and series have."""
 
+    def __repr__(self) -> str:
+        """The same in each process: it is part of the names of tests."""
+        return "HasToList()"
+
     def tolist(self) -> list[float]:
         return [1.0, 2.5]
 
