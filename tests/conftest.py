@@ -17,6 +17,7 @@ use_profile()
 MODELS = Path(__file__).parent / "contract" / "models"
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples" / "models"
+_SLOWNESS = pytest.StashKey[float]()
 _LINES = pytest.StashKey[list[Line]]()
 MXNET_PYTHON = ROOT / ".venv" / "envs" / "mxnet" / "bin" / "python"
 
@@ -117,10 +118,16 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     _durations.add(report.nodeid, report.when, report.duration)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[_SLOWNESS] = slowness()
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Of xdist's workers, only their controller has all reports."""
     is_whole_run = not session.config.option.markexpr and getattr(session.config.option, "numprocesses", None)
-    session.config.stash[_LINES] = _durations.lines(slowness()) if is_whole_run else []
+    session.config.stash[_LINES] = (
+        _durations.lines(max(slowness(), session.config.stash[_SLOWNESS])) if is_whole_run else []
+    )
     if is_checked() and any(line.is_over for line in session.config.stash[_LINES]) and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

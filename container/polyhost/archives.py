@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import lzma
-import shutil
 import stat
 import struct
 import tarfile
@@ -25,6 +24,7 @@ from typing import IO
 from polyhost_handlers.artifacts import raw_file
 
 from polyhost.errors import ArchiveRefused
+from polyhost.trees import remove_tree
 
 _CHUNK_BYTES = 1024**2
 _ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
@@ -48,6 +48,8 @@ class Limits:
     """What an archive may unpack to."""
 
     entries: int = 100_000
+    # Folders within folders. Models have a handful; whoever walks through a tree must be able to.
+    depth: int = 32
     total_bytes: int = 64 * 1024**3
     # gzip packs text about 5:1 and zeros 1000:1; beyond this, and beyond a size worth the question, it is a bomb.
     ratio: int = 200
@@ -75,7 +77,7 @@ def unpack(archive: Path, to: Path, limits: Limits = Limits(), called: str = "")
             raise NoRoomToUnpack(f"{called} cannot be unpacked: the disk is full.") from error
         raise ArchiveRefused(f"{called} {_reason(archive, error)}") from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove_tree(staging)
 
 
 class _Target:
@@ -141,6 +143,10 @@ class _Target:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\0" in name:
             raise ArchiveRefused(f"{self._called} has an entry that leads out of it: {name[:200]}")
+        if len(path.parts) > self._limits.depth:
+            raise ArchiveRefused(
+                f"{self._called} has folders more than {self._limits.depth} deep: {name[:80]}… Pack it flatter.",
+            )
         return self._path / path
 
     def _clear(self, target: Path, name: str) -> None:

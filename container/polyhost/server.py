@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import logging
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -33,6 +32,7 @@ from polyhost.metrics import Metrics
 from polyhost.plan import Plan
 from polyhost.processes import allow_many_files, become_subreaper, kill_descendants
 from polyhost.submit_directory import fetched_submit_directory
+from polyhost.trees import remove_tree
 
 if TYPE_CHECKING:
     from polyhost.endpoint.start import EndpointHalf
@@ -236,7 +236,7 @@ def run_folder() -> Iterator[Path]:
     try:
         yield run
     finally:
-        shutil.rmtree(run, ignore_errors=True)
+        remove_tree(run)
 
 
 def require_free_port(host: str, port: int) -> None:

@@ -132,12 +132,14 @@ def files_of(model_dir: Path) -> list[Path]:
 def folder_bytes(folder: str | Path) -> int:
     """What the files of a folder and of those below it hold; linked files count, linked folders do not."""
     size_bytes = 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                size_bytes += folder_bytes(entry.path)
-            elif _is_file(entry):
-                size_bytes += entry.stat().st_size
+    folders = [str(folder)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif _is_file(entry):
+                    size_bytes += entry.stat().st_size
     return size_bytes
 
 

@@ -28,7 +28,7 @@ BOTH = pytest.mark.parametrize("write", [write_obedient, write_obedient_script],
 def assert_nobody_waited(traffic: Traffic, begin: float, end: float) -> None:
     assert traffic.all_right()
     during = traffic.latencies_within(begin, end)
-    assert len(during) > 100
+    assert len(during) > 10  # many more, unless the machine starves
     assert percentile(during, 0.99) < MAX_P99_SECS
     assert max(during) < MAX_SECS
 

@@ -74,6 +74,16 @@ def test_an_entry_that_would_harm_refuses_the_archive(
     assert list((tmp_path / "in").iterdir()) == []
 
 
+@pytest.mark.parametrize("entry", [special("a/" * 1500, tarfile.DIRTYPE), ("a/" * 40 + "model", b"x")])
+def test_folders_within_folders_have_a_limit(tmp_path: Path, entry: tuple[str, bytes] | tarfile.TarInfo) -> None:
+    """One small archive of 1,500 nested folders kept the server from cleaning up, and then from starting."""
+    archive = tar_of(tmp_path / "deep.tar.gz", ("model", b"x"), entry)
+
+    with pytest.raises(ArchiveRefused, match=r"folders more than 32 deep: a/a/.* Pack it flatter\."):
+        unpack(archive, tmp_path / "to")
+    assert [path.name for path in tmp_path.iterdir()] == ["deep.tar.gz"]
+
+
 def test_a_file_and_a_folder_of_one_name(tmp_path: Path) -> None:
     archive = tar_of(tmp_path / "a.tar.gz", ("model/weights", b"x"), ("model", b"x"))
     with pytest.raises(ArchiveRefused, match="has a name that is both a file and a folder: model"):

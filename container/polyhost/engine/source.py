@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from polyhost_handlers.errors import LoadFailed
 from polyhost.archives import unpack
 from polyhost.engine.errors import BadRequest, EngineError, ModelNotFound
 from polyhost.errors import ArchiveRefused
+from polyhost.trees import remove_tree
 
 _AUTO = "polyhost_handlers.auto"
 
@@ -73,7 +73,7 @@ class Inspector:
 
     def _remove_unpacked(self, path: Path) -> None:
         if path.is_relative_to(self.run_folder):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
 
 
 def _source_of(
@@ -135,7 +135,7 @@ def _unpacked(archive: Path, run_folder: Path) -> Path:
     try:
         unpack(archive, to)
     except (ArchiveRefused, OSError) as error:
-        shutil.rmtree(to, ignore_errors=True)
+        remove_tree(to)
         raise EngineError(f"Unable to load model: {error}") from error
     return to
 

@@ -19,6 +19,7 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, KeysView
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import Any
 from polyhost.endpoint.artifacts.transfers import Fetched, Listed
 from polyhost.endpoint.errors import DiskFull, ValidationError
 from polyhost.errors import StartFailed
+from polyhost.trees import remove_tree
 
 logger = logging.getLogger("polyhost.endpoint")
 
@@ -78,16 +80,25 @@ class Meta:
 
 
 def describe(entry: Path, source: str, key: str, listed: Listed) -> Meta:
-    return Meta(source, key, listed.version, listed.size_bytes, dict(_sizes(str(entry / MODEL))))
+    return Meta(source, key, listed.version, listed.size_bytes, dict(_sizes(entry / MODEL)))
 
 
-def _sizes(folder: str, below: str = "") -> Iterator[tuple[str, int]]:
-    with os.scandir(folder) as found:
-        for each in found:
-            if each.is_dir(follow_symlinks=False):
-                yield from _sizes(each.path, f"{below}{each.name}/")
-            elif each.is_file(follow_symlinks=False):
-                yield below + each.name, each.stat(follow_symlinks=False).st_size
+def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
+    """By its path below `folder`, the bytes of each file."""
+    folders = [""]
+    while folders:
+        below = folders.pop()
+        with os.scandir(folder / below) as found:
+            for each in found:
+                if each.is_dir(follow_symlinks=False):
+                    folders.append(f"{below}{each.name}/")
+                elif each.is_file(follow_symlinks=False):
+                    yield below + each.name, each.stat(follow_symlinks=False).st_size
+
+
+def _has(folder: Path, name: str, size: int) -> bool:
+    found = (folder / name).lstat()
+    return stat.S_ISREG(found.st_mode) and found.st_size == size
 
 
 def whole(entry: Path) -> Meta | None:
@@ -98,8 +109,9 @@ def whole(entry: Path) -> Meta | None:
     """
     try:
         meta = Meta(**json.loads((entry / _META).read_bytes()))
-        found = dict(_sizes(str(entry / MODEL)))
-        return meta if meta.files and meta.files.items() <= found.items() else None
+        return (
+            meta if meta.files and all(_has(entry / MODEL, name, size) for name, size in meta.files.items()) else None
+        )
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 
@@ -180,7 +192,7 @@ class Disk:
         try:
             self._models.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self._folder / ".lock")
-            shutil.rmtree(self._tmp, ignore_errors=True)
+            remove_tree(self._tmp)
             self._tmp.mkdir(exist_ok=True)
             # As they were last used, which `close` has written; after a crash as they were fetched.
             entries = sorted(self._models.iterdir(), key=lambda entry: entry.stat().st_mtime_ns)
@@ -196,7 +208,7 @@ class Disk:
         await asyncio.to_thread(self._close, [entry.folder for entry in (*self._unheld, *held)])
 
     def _close(self, least_recently_used: list[Path]) -> None:
-        shutil.rmtree(self._tmp, ignore_errors=True)
+        remove_tree(self._tmp)
         for number, folder in enumerate(least_recently_used):  # all before what is fetched later
             with contextlib.suppress(OSError):
                 os.utime(folder, ns=(number, number))
@@ -335,7 +347,7 @@ class Disk:
         gone = self._tmp / f"{folder.name}.gone"
         with contextlib.suppress(FileNotFoundError):
             folder.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            remove_tree(gone)
 
     def remove_leftovers(self, *places: Path) -> None:
         for place in places:
@@ -375,10 +387,10 @@ def _newest_whole(entries: list[Path]) -> Iterator[tuple[Path, Meta]]:
         meta = whole(entry)
         if meta is None:
             logger.warning("%s is not whole; it is deleted", entry)
-            shutil.rmtree(entry, ignore_errors=True)
+            remove_tree(entry)
             continue
         older = newest.pop((meta.source, meta.key), None)
         if older is not None:
-            shutil.rmtree(older[0], ignore_errors=True)
+            remove_tree(older[0])
         newest[meta.source, meta.key] = (entry, meta)
     yield from newest.values()

@@ -15,7 +15,6 @@ import ctypes
 import logging
 import os
 import resource
-import shutil
 import signal
 import socket
 import sys
@@ -48,6 +47,7 @@ from polyhost.engine.native.framing import frame, received
 from polyhost.errors import ArchiveRefused
 from polyhost.log import configure
 from polyhost.processes import die_with_parent
+from polyhost.trees import remove_tree
 
 logger = logging.getLogger("polyhost.fetcher")
 
@@ -142,7 +142,7 @@ def _fetch(store: Store, order: Fetch) -> Fetched:
     since = time.perf_counter()
     place, to = Path(order.place), Path(order.to)
     for path in (place, to):  # of a fetcher that was killed in the middle
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     try:
         place.mkdir()
         with store.opened(order.key, order.listed, place / "archive") as archive:
@@ -153,7 +153,7 @@ def _fetch(store: Store, order: Fetch) -> Fetched:
     except OSError as error:
         raise DiskFull(f"The disk cache cannot be written: {error.strerror}. Ask again later.") from error
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        remove_tree(place)
     return Fetched(order.id, meta.unpacked_bytes, meta.disk_bytes, time.perf_counter() - since)
 
 
