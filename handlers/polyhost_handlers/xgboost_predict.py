@@ -3,6 +3,8 @@ Prediction of dense rows through XGBoost's public C API.
 
 For a single row the Python wrapper costs several times what the booster does. `XGBoosterPredictFromDense` answers
 bit by bit what the wrapper answers; boosters that it does not serve (gblinear) go through a DMatrix.
+
+Where the installed XGBoost would begin elsewhere than the release that wrote the model, each row is given its start.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ class Predictor:
     def __init__(self, booster: Any) -> None:
         self._booster = booster
         self._rounds = _rounds_of(booster)
+        self._starts = booster.starts
 
     def predict_row(self, values: list[float]) -> float | None:  # noqa: ARG002 - for those that can do better
         return None
@@ -45,11 +48,15 @@ class Predictor:
         """`rows`: shape (rows, features), dense or csr. The answer: (rows,) or (rows, classes), float32."""
         import xgboost
 
-        matrix = xgboost.DMatrix(rows, nthread=1)
+        matrix = xgboost.DMatrix(rows, nthread=1, base_margin=self._starts_of(rows.shape[0]))
         prediction: np.ndarray[Any, Any] = self._booster.predict(
             matrix, iteration_range=self._rounds, validate_features=False,
         )  # fmt: skip
         return prediction
+
+    def _starts_of(self, rows: int) -> np.ndarray[Any, Any] | None:
+        """What the predictions of so many rows begin with, a column for each output."""
+        return None if self._starts is None else np.tile(self._starts, (rows, 1))
 
 
 class TreePredictor(Predictor):
@@ -73,10 +80,16 @@ class TreePredictor(Predictor):
 
     @functools.cached_property
     def _matrix(self) -> Any:
-        """What XGBoost takes for a matrix of the rows."""
+        """What XGBoost takes for a matrix of the rows: of one row, or of any number where it knows their starts."""
+        return self._matrix_of(1)
+
+    def _matrix_of(self, rows: int) -> Any:
         from xgboost.core import _ProxyDMatrix
 
-        return _ProxyDMatrix()
+        matrix = _ProxyDMatrix()
+        if self._starts is not None:
+            matrix.set_info(base_margin=self._starts_of(rows))
+        return matrix
 
     @functools.cached_property
     def _one_row(self) -> tuple[np.ndarray[Any, Any], bytes]:
@@ -117,7 +130,8 @@ class TreePredictor(Predictor):
                 interface = _interface_of(dense)
         if np.isinf(dense).any():  # a DMatrix refuses it, this call does not look
             raise ValueError("Input data contains `inf`")
-        self._check(self._call(self._handle, interface, self._config, self._matrix.handle, *self._answer))
+        matrix = self._matrix if self._starts is None or len(dense) == 1 else self._matrix_of(len(dense))
+        self._check(self._call(self._handle, interface, self._config, matrix.handle, *self._answer))
         shape = self._shape[: self._dimensions.value]
         # Copied: the booster writes its next answer to the same place.
         answer = ctypes.string_at(self._result.value or 0, 4 * math.prod(shape))
