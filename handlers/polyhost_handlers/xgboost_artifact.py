@@ -106,8 +106,7 @@ def _newer_releases_named(name: str, model: bytes) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        release = release_of_document(model) if _is_document(model) else release_of_binary(model)
-        installed = _installed_release()
+        release, installed = _release_of_model(model), installed_release()
         if is_out_of_memory(error) or release[:2] <= installed[:2]:
             raise
         raise LoadFailed(
@@ -117,7 +116,16 @@ def _newer_releases_named(name: str, model: bytes) -> Iterator[None]:
         ) from error
 
 
-def _installed_release() -> Release:
+def release_of(data: bytes) -> Release:
+    """The release that wrote a model or a snapshot, () where it does not tell. Raises what a broken one may raise."""
+    return _release_of_model(_model_in(data))
+
+
+def _release_of_model(model: bytes) -> Release:
+    return release_of_document(model) if _is_document(model) else release_of_binary(model)
+
+
+def installed_release() -> Release:
     import xgboost
 
     return tuple(int(number) for number in xgboost.__version__.split(".")[:3] if number.isdigit())
@@ -128,7 +136,7 @@ def _booster_of(data: bytes) -> Any:
 
     with _silence(_LIB):
         learner = _checked(data)
-        if learner.release[:2] > max(NEWEST_KNOWN, _installed_release()[:2]):
+        if learner.release[:2] > max(NEWEST_KNOWN, installed_release()[:2]):
             raise BrokenModel(f"models of releases after {written(NEWEST_KNOWN)} may be computed differently")
         if learner.objective == "reg:gamma":
             amended = with_gamma_parameters(data)
