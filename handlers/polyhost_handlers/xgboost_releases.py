@@ -11,7 +11,7 @@ What XGBoost's releases write differently from the one that is installed, and wh
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
+import functools
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -63,7 +63,10 @@ def starts_of(learner: Learner) -> np.ndarray[Any, Any] | None:
         return None
     # Of several, gblinear takes the first for all its outputs.
     scores = learner.base_scores[:1] if learner.booster == "gblinear" else learner.base_scores
-    return _link_of(learner.objective)(_filled(scores, learner.groups))
+    starts = _link_of(learner)(_filled(scores, learner.groups))
+    if np.isnan(starts).any():
+        raise BrokenModel(f"its base_score is out of range for {learner.objective}")
+    return starts
 
 
 def _filled(scores: Sequence[float], groups: int) -> np.ndarray[Any, Any]:
@@ -75,11 +78,12 @@ def _filled(scores: Sequence[float], groups: int) -> np.ndarray[Any, Any]:
 Link = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
 
 
-def _link_of(objective: str) -> Link:
+def _link_of(learner: Learner) -> Link:
     """How an objective makes of a base score what its trees add to: XGBoost's `ProbToMargin`."""
+    objective = learner.objective
     kind, _, loss = objective.partition(":")
     if objective in ("binary:logistic", "reg:logistic"):
-        return _logit
+        return _logit if learner.release < (3, 2) else _clipped_logit
     if objective in ("count:poisson", "reg:gamma", "reg:tweedie", "survival:cox", "survival:aft"):
         return _logarithm
     if kind in ("multi", "rank") or (kind, loss) in _PLAIN_LOSSES:
@@ -100,14 +104,26 @@ _PLAIN_LOSSES = (
 
 
 def _logit(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return -_logarithm(np.float32(1) / values - np.float32(1))
+    with np.errstate(divide="ignore"):
+        return -_logarithm(np.float32(1) / values - np.float32(1))
+
+
+def _clipped_logit(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """As of 3.2, which trains on rows of one class only too."""
+    least = np.float32(1e-6)
+    return _logit(values.clip(least, np.float32(1) - least))
 
 
 def _logarithm(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """By the C library's `logf`, as XGBoost computes it: numpy's own differs in the last bit."""
-    logf = ctypes.CDLL(ctypes.util.find_library("m")).logf
+    return np.array([_logf()(float(value)) for value in values], np.float32)
+
+
+@functools.cache
+def _logf() -> Callable[[float], float]:
+    logf = ctypes.CDLL(None).logf  # of this process: Python itself is linked with it
     logf.restype, logf.argtypes = ctypes.c_float, [ctypes.c_float]
-    return np.array([logf(float(value)) for value in values], np.float32)
+    return logf
 
 
 _GAMMA = b'{"name":"reg:gamma"}'

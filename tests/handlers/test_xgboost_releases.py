@@ -191,10 +191,15 @@ def test_base_scores_are_read_to_the_last_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("base_score", "reason"),
-    [("[1E0,2E0]", "its base_score has 2 numbers for 1 outputs"), ("[]", "0 numbers"), ("[x]", "could not convert")],
+    [
+        ("[1E0,2E0]", "its base_score has 2 numbers for 1 outputs"),
+        ("[]", "its base_score has 0 numbers"),
+        ("[x]", "could not convert"),
+        ("[-1E0]", "its base_score is out of range for reg:gamma"),
+    ],
 )
 def test_base_scores_that_do_not_fit(base_score: str, reason: str, tmp_path: Path) -> None:
-    document = json.loads(release("3.2.0").files["reg-squarederror.json"])
+    document = json.loads(release("3.2.0").files["reg-gamma.json"])
     document["learner"]["learner_model_param"]["base_score"] = base_score
     (tmp_path / "xgboost-model").write_text(json.dumps(document))
     with pytest.raises(LoadFailed, match=reason):

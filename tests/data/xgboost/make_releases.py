@@ -129,6 +129,12 @@ def boosters():
         yield "targets-dart", train(SQUARED, target=targets, booster="dart", rate_drop=0.5)
         yield "classes-tree", train("multi:softprob", multi_strategy="multi_output_tree", tree_method="hist")
     if RELEASE >= (3, 1):
+        yield "base_score-edge", train("binary:logistic", base_score=1e-8)
+        yield "absent-class", train("multi:softprob", num_class=4)
+        yield "zeros", train("count:poisson", target=0 * COUNTS)
+        if RELEASE >= (3, 2):
+            yield "one-class", train("binary:logistic", target=0 * BINARY)
+            yield "other-class", train("binary:logistic", target=0 * BINARY + 1)
         import pandas as pd
 
         frame = pd.DataFrame(CATEGORIES, columns=["a", "b", "c", "d"])
