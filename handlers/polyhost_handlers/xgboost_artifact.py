@@ -56,8 +56,9 @@ def load_booster(path: Path) -> Any:
     """
     An `xgboost.Booster` that predicts on one thread.
 
-    Two attributes are our own: its `kind` is gbtree, dart or gblinear; its `starts` are what each row's prediction
-    begins with, shape (outputs,), or None where XGBoost knows it. Raises LoadFailed or MemoryError.
+    Three attributes are our own: its `kind` is gbtree, dart or gblinear; its `release` wrote it; its `starts` are what
+    each row's prediction begins with, shape (outputs,), or None where XGBoost knows it. Raises LoadFailed or
+    MemoryError.
     """
     data = path.read_bytes()
     what = f"{path.name} is not a readable XGBoost model"
@@ -144,6 +145,7 @@ def _booster_of(data: bytes) -> Any:
                 data, learner = amended, _checked(amended)
         booster = _loaded(data)
     booster.kind = learner.booster
+    booster.release = learner.release
     booster.starts = starts_of(learner)
     return booster
 

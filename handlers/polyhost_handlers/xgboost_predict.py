@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from polyhost_handlers.xgboost_releases import ROUNDS_ARE_KNOWN
+
 
 def predictor_of(booster: Any) -> Predictor:
     """The fastest right way to ask `booster`, as `load_booster` loads it."""
@@ -30,7 +32,11 @@ def _rounds_of(booster: Any) -> tuple[int, int]:
     best = booster.attr("best_iteration")
     if best is None or not best.isdigit():
         return 0, 0
-    return 0, min(int(best) + 1, int(booster.num_boosted_rounds()))
+    end = int(best) + 1
+    limit = booster.attr("best_ntree_limit")
+    if booster.release < ROUNDS_ARE_KNOWN and limit is not None and limit.isdigit():
+        end = int(limit)  # XGBoost takes each tree of a forest for a round
+    return 0, min(end, int(booster.num_boosted_rounds()))
 
 
 class Predictor:

@@ -5,6 +5,7 @@ What XGBoost's releases write differently from the one that is installed, and wh
 * 3.1 and later: `base_score` is a list, which 3.0 takes for 0.5. What a prediction begins with is given to XGBoost
   with each request instead (its `base_margin`); that also serves several classes, targets and quantiles.
 * 1.0 to 1.2, binary:logitraw: these releases began with the logit of `base_score`, later ones with itself.
+* Before 1.6: no model said how many trees a round has, so the rounds of a forest are counted by its trees.
 * Before 2.1, reg:gamma: it had no parameters, and 3.0 reads no model without them.
 """
 
@@ -27,6 +28,7 @@ Release = tuple[int, ...]
 # The newest release whose models are compared with ours, bit for bit (tests/data/xgboost).
 NEWEST_KNOWN: Release = (3, 2)
 _LISTS_BASE_SCORES: Release = (3, 1)
+ROUNDS_ARE_KNOWN: Release = (1, 6)
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,9 @@ def boosters():
     early = train(SQUARED, rounds=6)
     early.set_attr(best_iteration="2", best_score="0.5", best_ntree_limit="3")
     yield "best_iteration", early
+    early = train(SQUARED, rounds=4, num_parallel_tree=3, subsample=0.5)
+    early.set_attr(best_iteration="1", best_score="0.5", best_ntree_limit="6")
+    yield "best_iteration-forest", early
     if RELEASE >= (1, 6):
         targets = np.column_stack([REAL, -2 * REAL, POSITIVE])
         yield "targets", train(SQUARED, target=targets)
@@ -191,8 +194,9 @@ def dumps(name, model):
 def predicted(booster, name):
     rows = np.array([[np.nan if value is None else value for value in row] for row in ROWS])
     data = xgb.DMatrix(rows)
-    if name == "best_iteration":
-        options = {"iteration_range": (0, 3)} if RELEASE >= (1, 4) else {"ntree_limit": 3}
+    if name.startswith("best_iteration"):
+        rounds, trees = (2, 6) if name.endswith("forest") else (3, 3)
+        options = {"iteration_range": (0, rounds)} if RELEASE >= (1, 4) else {"ntree_limit": trees}
         return booster.predict(data, validate_features=False, **options)
     if name.endswith("-dart") and RELEASE < (1, 0):
         # Without a limit these releases drop trees as they do in training.
