@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from polyhost_handlers.compression import beginning_of
 from polyhost_handlers.errors import LoadFailed
 from polyhost_handlers.foreign import GIT_LFS, GIT_LFS_POINTER, PACK_IT, file_kind, foreign_model
 
@@ -32,10 +33,11 @@ KNN_INDEX, KNN_LABELS, KNN_METADATA = "model_algo-1", "model_algo-1.labels", "mo
 _PICKLE_SUFFIXES = (".joblib", ".pkl", ".pickle")
 # JSON has `"learner": {`, UBJSON `learner{`; other JSON files may speak of learners too.
 _LEARNER = re.compile(rb'learner("\s*:\s*)?\{')
-# XGBoost's old binary format begins with numbers; near its beginning stand the objective's name and the booster's,
-# each after its length. A text that mentions both is no model.
+# XGBoost's old binary format begins with numbers, whose bytes may be any; after them stand the objective's name and
+# the booster's, each after its length.
 _OLD_BOOSTER = re.compile(
-    rb"[\x08-\x40]\0{7}(reg|binary|multi|rank|count|survival):[a-z]+[\x04-\x08]\0{7}(gbtree|gblinear|dart)",
+    rb"(binf)?.{136}[\x08-\x40]\0{7}(reg|binary|multi|rank|count|survival):[a-z]+[\x04-\x08]\0{7}(gbtree|gblinear|dart)",
+    re.DOTALL,
 )
 
 
@@ -178,26 +180,28 @@ def boosters_in(model_dir: Path) -> list[Path]:
 
 
 def is_booster(path: Path) -> bool:
-    head = _head(path)
-    return is_booster_head(head) and not (is_pickle(head) and _has_joblib_arrays(path))
+    return is_booster_head(_head(path))
 
 
 def is_booster_head(head: bytes) -> bool:
-    """By a file's first bytes alone, which do not tell a plain pickle from joblib's."""
+    """By a file's first bytes alone."""
+    if is_old_binary(head):
+        return True
+    head = beginning_of(head, _HEAD_BYTES)
     if head.startswith(b"{"):  # JSON, or UBJSON, which begins with "{L"
         return _LEARNER.search(head) is not None
     if is_pickle(head):
         return pickled_module(head).partition(".")[0] == "xgboost"
-    return head.startswith((b"binf", b"bs64")) or _OLD_BOOSTER.search(head[:1024]) is not None
+    return head.startswith((b"binf", b"bs64"))
+
+
+def is_old_binary(head: bytes) -> bool:
+    """Whether it is a model in XGBoost's old binary format; 300 bytes tell."""
+    return _OLD_BOOSTER.match(head) is not None
 
 
 def is_pickle(head: bytes) -> bool:
     return head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"ccopy_reg\n", b"ccopyreg\n"))
-
-
-def _has_joblib_arrays(path: Path) -> bool:
-    """Arrays that joblib puts between a pickle's opcodes, where only joblib finds them: no plain pickle."""
-    return path.suffix == ".joblib" and b"NumpyArrayWrapper" in path.read_bytes()
 
 
 def pickled_module(head: bytes) -> str:

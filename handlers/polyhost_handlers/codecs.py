@@ -108,12 +108,30 @@ def decode_matrix(body: bytes, content_type: str) -> np.ndarray[Any, Any]:
     return decoders[content_type](body)
 
 
-def decode_csv(body: bytes) -> np.ndarray[Any, Any]:
+def decode_csv(body: bytes, features: int | None = None) -> np.ndarray[Any, Any]:
+    """
+    Rows of numbers, delimited by one mark or by white space; a body may be indented, its lines may end with blanks.
+
+    Where the model's number of `features` is known, a tab at the end of each line, or at its beginning, is no field.
+    """
     lines = _text(body).strip("\r\n").splitlines()
     if not lines:
         raise NoContent("The request has no rows.")
-    delimiter = _delimiter(lines[0])
-    return _rectangle([_numbers(row.split(delimiter), line) for line, row in enumerate(lines, 1)], "Line")
+    delimiter = _delimiter(next(filter(str.strip, lines), lines[0]))
+    margin = " " if delimiter == "\t" else None  # of which a line may consist that is no row
+    while len(lines) > 1 and not lines[-1].strip(margin):
+        lines.pop()
+    skipped = next((number for number, line in enumerate(lines) if line.strip(margin)), 0)
+    rows = [row.split(delimiter) for row in lines[skipped:]]
+    if delimiter == "\t" and features is not None and all(len(row) == features + 1 for row in rows):
+        rows = _without_margin(rows)
+    return _rectangle([_numbers(row, line) for line, row in enumerate(rows, skipped + 1)], "Line")
+
+
+def _without_margin(rows: list[list[str]]) -> list[list[str]]:
+    """Rows of one field too many, without the first or the last if that is empty in all of them."""
+    first, last = (not any(row[end].strip() for row in rows) for end in (0, -1))
+    return [row[1:] if first else row[:-1] for row in rows] if first != last else rows
 
 
 def decode_csv_table(body: bytes) -> np.ndarray[Any, Any]:
@@ -178,42 +196,6 @@ def _check_npy_header(body: bytes, kinds: str) -> None:
         raise Unparseable(f"The array has dtype {dtype}: send numbers.")
     if needed > len(body):
         raise Unparseable(f"The body is not a .npy file: its header promises {needed} bytes, {len(body)} came.")
-
-
-def decode_libsvm(body: bytes, features: int | None) -> Matrix:
-    """
-    `label index:value …` lines (the label may be missing) as a csr_matrix of shape (rows, `features`).
-
-    Indexes count from 0; where an index equals `features` and none is 0, they counted from 1 and are
-    shifted. Raises Unparseable, also for an index beyond the model's.
-    """
-    from scipy.sparse import csr_matrix
-
-    values: list[float] = []
-    columns: list[int] = []
-    starts = [0]
-    lines = _text(body).strip().splitlines()
-    if not lines:
-        raise NoContent("The request has no rows.")
-    for number, line in enumerate(lines, 1):
-        for position, item in enumerate(line.split()):
-            index, colon, value = item.partition(":")
-            if not colon and position == 0:
-                continue  # the label
-            try:
-                columns.append(int(index))
-                values.append(float(value))
-            except ValueError:
-                raise Unparseable(f"Line {number}: '{item[:40]}' is not index:value.") from None
-            if columns[-1] < 0:
-                raise Unparseable(f"Line {number}: index {index} is negative.")
-        starts.append(len(values))
-    width = features if features is not None else max(columns, default=-1) + 1
-    if columns and max(columns) == width and min(columns) >= 1:
-        columns = [column - 1 for column in columns]
-    if columns and max(columns) >= width:
-        raise Unparseable(f"Index {max(columns)} is too large: the model has {width} features.")
-    return csr_matrix((values, columns, starts), shape=(len(starts) - 1, width))
 
 
 def json_rows(document: Any) -> list[Any]:
@@ -292,8 +274,14 @@ def _text(body: bytes) -> str:
         raise Unparseable(f"The body is not UTF-8 text: {error.reason} at byte {error.start}.") from error
 
 
-def _delimiter(line: str) -> str:
-    return next((mark for mark in ",\t;|" if mark in line), ",")
+def _delimiter(line: str) -> str | None:
+    """The mark between a row's fields; None is any white space, as numpy.savetxt writes it."""
+    for mark in ",;|":
+        if mark in line:
+            return mark
+    if "\t" in line and all(len(field.split()) < 2 for field in line.split("\t")):
+        return "\t"
+    return None if len(line.split()) > 1 else ","
 
 
 def _numbers(fields: list[str], line: int) -> list[float]:

@@ -37,6 +37,7 @@ from polyhost_handlers.errors import (
     is_out_of_memory,
     sentence_of,
 )
+from polyhost_handlers.xgboost_guard import refuse_newer_models
 
 logger = logging.getLogger("polyhost.handlers")
 
@@ -73,6 +74,7 @@ class ScriptHandler(Handler):
         # Scripts open the files beside the model by bare names, as under MMS.
         os.chdir(source.model_dir)
         aws.provide()
+        refuse_newer_models()
         script = _new_module(path)
         with _seen_by_pickles(script):
             _run(script, path)

@@ -12,6 +12,7 @@ from polyhost_handlers.artifacts import estimators_in, files_of
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
 from polyhost_handlers.codecs import CSV, JSON, JSONLINES, NPY
 from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed, load_errors_named
+from polyhost_handlers.xgboost_guard import refuse_newer_models
 
 _INPUTS = (CSV, JSON, JSONLINES, NPY)
 _OUTPUTS = (JSON, CSV, NPY)
@@ -83,6 +84,7 @@ def _estimator_file(model_dir: Path) -> Path:
 def _unpickle(path: Path) -> Any:
     import joblib
 
+    refuse_newer_models()
     with load_errors_named(f"{path.name} cannot be unpickled", path.stat().st_size):
         try:
             return joblib.load(path)

@@ -2,29 +2,41 @@
 Loading a booster from any generation of XGBoost's artifacts.
 
 Native formats (UBJSON, JSON, old binary) go to XGBoost as they are, once they are seen to be whole. Of a pickle
-only the booster's own bytes are taken: XGBoost itself refuses pickles from before 1.0, and no code in a pickle is
-run. What these bytes are has changed: until 0.90 the old binary format, since 1.0 a snapshot of model and
-configuration that only `__setstate__` reads.
+only the booster's own bytes are taken. What these are has changed: until 0.90 the old binary format, since 1.0 a
+snapshot of model and configuration, of which the model is taken: the trainer's threads and devices stay behind.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
-import pickle
-import pickletools
+import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from polyhost_handlers.artifacts import is_pickle
-from polyhost_handlers.errors import load_errors_named
-from polyhost_handlers.xgboost_binary import SNAPSHOT_MARK, check_binary
-from polyhost_handlers.xgboost_document import check_document
+from polyhost_handlers.artifacts import is_old_binary, is_pickle
+from polyhost_handlers.compression import uncompressed
+from polyhost_handlers.errors import LoadFailed, is_out_of_memory, load_errors_named, sentence_of
+from polyhost_handlers.xgboost_binary import BINARY_MARK, check_binary, release_of_binary
+from polyhost_handlers.xgboost_document import check_document, release_of_document
+from polyhost_handlers.xgboost_pickle import pickled_booster
+from polyhost_handlers.xgboost_releases import (
+    NEWEST_KNOWN,
+    Learner,
+    Release,
+    starts_of,
+    with_gamma_parameters,
+    written,
+)
+from polyhost_handlers.xgboost_ubjson import BrokenModel, end_of_value
 
-# How the snapshots of 1.0, of 1.3 and of 1.7 and later begin.
-_SNAPSHOTS = (SNAPSHOT_MARK, b'{"Config":', b"{L\0\0\0\0\0\0\0\x06Config")
+# How the snapshots of 1.0, of 1.3 and of 1.7 and later begin, and how the model in the last one does.
+_OLD_SNAPSHOT = b"CONFIG-offset:"
+_JSON_SNAPSHOT = b'{"Config":'
+_UBJSON_SNAPSHOT = b"{L\0\0\0\0\0\0\0\x06Config"
+_UBJSON_MODEL = b"L\0\0\0\0\0\0\0\x05Model"
 
 
 @contextlib.contextmanager
@@ -42,39 +54,104 @@ def _silence(library: Any) -> Iterator[None]:
 
 def load_booster(path: Path) -> Any:
     """
-    An `xgboost.Booster` that predicts on one thread. Its `kind`, our own attribute, is gbtree, dart or gblinear.
+    An `xgboost.Booster` that predicts on one thread.
 
-    Raises LoadFailed or MemoryError.
+    Three attributes are our own: its `kind` is gbtree, dart or gblinear; its `release` wrote it; its `starts` are what
+    each row's prediction begins with, shape (outputs,), or None where XGBoost knows it. Raises LoadFailed or
+    MemoryError.
     """
     data = path.read_bytes()
-    with load_errors_named(f"{path.name} is not a readable XGBoost model", len(data)):
-        return _booster_of(_pickled_booster(data) if is_pickle(data) else data)
+    what = f"{path.name} is not a readable XGBoost model"
+    with load_errors_named(what, len(data)):
+        data = data if is_old_binary(data) else uncompressed(data)
+    with load_errors_named(what, len(data)):
+        model = _model_in(data)
+        with _newer_releases_named(path.name, model):
+            return _booster_of(model)
+
+
+def _model_in(data: bytes) -> bytes:
+    """A model in UBJSON, JSON or the old binary format, out of whatever wraps it."""
+    if not is_old_binary(data) and is_pickle(data):
+        data = pickled_booster(data)
+    if data.startswith(_OLD_SNAPSHOT):
+        begin = len(_OLD_SNAPSHOT) + 8
+        (count,) = struct.unpack_from("<Q", data, len(_OLD_SNAPSHOT))
+        json.loads(data[begin + count :])  # that it is whole
+        data = data[begin : begin + count]
+    elif data.startswith(_JSON_SNAPSHOT):
+        text = data.decode()
+        _, end = json.JSONDecoder().raw_decode(text, len(_JSON_SNAPSHOT))
+        before, model, rest = text[end:].partition('"Model":')
+        if before.strip() != "," or not model or not rest.endswith("}"):
+            raise BrokenModel("its snapshot holds no model")
+        data = rest[:-1].encode()
+    elif data.startswith(_UBJSON_SNAPSHOT):
+        end = end_of_value(data, len(_UBJSON_SNAPSHOT))
+        if not data.startswith(_UBJSON_MODEL, end) or not data.endswith(b"}"):
+            raise BrokenModel("its snapshot holds no model")
+        data = data[end + len(_UBJSON_MODEL) : -1]
+    # Numbers begin the old binary format, and may look like a bracket.
+    if data.startswith(BINARY_MARK) or (data.startswith(b"{") and not is_old_binary(data)):
+        return data
+    return BINARY_MARK + data
+
+
+def _is_document(model: bytes) -> bool:
+    return model.startswith(b"{")
+
+
+@contextlib.contextmanager
+def _newer_releases_named(name: str, model: bytes) -> Iterator[None]:
+    """What a newer release has written, and the installed one cannot read, is told by both their versions."""
+    try:
+        yield
+    except Exception as error:
+        release, installed = _release_of_model(model), installed_release()
+        if is_out_of_memory(error) or release[:2] <= installed[:2]:
+            raise
+        raise LoadFailed(
+            f"Unable to load model: {name} is of XGBoost {written(release)}, newer than XGBoost {written(installed)} "
+            f"here, which cannot read it: {sentence_of(error)}. "
+            f"Train it with XGBoost {written(installed[:2])} or an earlier one.",
+        ) from error
+
+
+def release_of(data: bytes) -> Release:
+    """The release that wrote a model or a snapshot, () where it does not tell. Raises what a broken one may raise."""
+    return _release_of_model(_model_in(data))
+
+
+def _release_of_model(model: bytes) -> Release:
+    return release_of_document(model) if _is_document(model) else release_of_binary(model)
+
+
+def installed_release() -> Release:
+    import xgboost
+
+    return tuple(int(number) for number in xgboost.__version__.split(".")[:3] if number.isdigit())
 
 
 def _booster_of(data: bytes) -> Any:
     from xgboost.core import _LIB
 
     with _silence(_LIB):
-        kind = _checked(data)
-        if data.startswith(_SNAPSHOTS):
-            data = _model_in(data)
-            kind = _checked(data)
+        learner = _checked(data)
+        if learner.release[:2] > max(NEWEST_KNOWN, installed_release()[:2]):
+            raise BrokenModel(f"models of releases after {written(NEWEST_KNOWN)} may be computed differently")
+        if learner.objective == "reg:gamma":
+            amended = with_gamma_parameters(data)
+            if amended != data:
+                data, learner = amended, _checked(amended)
         booster = _loaded(data)
-    booster.kind = kind
+    booster.kind = learner.booster
+    booster.release = learner.release
+    booster.starts = starts_of(learner)
     return booster
 
 
-def _checked(data: bytes) -> str:
-    return check_document(data) if data.startswith(b"{") else check_binary(data)
-
-
-def _model_in(snapshot: bytes) -> bytes:
-    """Out of the snapshot into a document: the trainer's threads and devices stay behind."""
-    import xgboost
-
-    booster = xgboost.Booster.__new__(xgboost.Booster)
-    booster.__setstate__({"handle": bytearray(snapshot)})
-    return bytes(booster.save_raw("ubj"))
+def _checked(data: bytes) -> Learner:
+    return check_document(data) if _is_document(data) else check_binary(data)
 
 
 def _loaded(data: bytes) -> Any:
@@ -95,95 +172,3 @@ def _loaded(data: bytes) -> Any:
     _check_call(_LIB.XGBoosterLoadModelFromBuffer(handle, data, ctypes.c_uint64(len(data))))
     booster.num_features()  # configures it: what does not fit together is an error of the load, not of a request
     return booster
-
-
-class _StandIn:
-    """In place of any object in a pickle: inert, keeps only its state."""
-
-    state: Any = None
-
-    def __new__(cls, *_: Any, **__: Any) -> _StandIn:  # noqa: PYI034 - Self is Python 3.11's
-        return object.__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """An item of a dictionary that nobody reads."""
-
-
-class _BoosterStandIn(_StandIn):
-    pass
-
-
-def _reconstructor(cls: Any, *_: Any) -> _StandIn:
-    """`copyreg._reconstructor`, which protocols 0 and 1 call for every object."""
-    if isinstance(cls, type) and issubclass(cls, _StandIn):
-        return cls()
-    raise pickle.UnpicklingError("not a model object")
-
-
-_PYTHON_2_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Makes stand-ins of all objects, and bytes: no more of them than the pickle itself has, however often it asks."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), encoding="latin-1")
-        self._bytes_left = 2 * len(data)
-
-    def find_class(self, module: str, name: str) -> Any:
-        known: dict[tuple[str, str], Any] = {
-            ("builtins", "bytearray"): self._bytearray,
-            ("builtins", "object"): object,
-            ("copyreg", "_reconstructor"): _reconstructor,
-            ("_codecs", "encode"): self._encode,
-            ("collections", "OrderedDict"): _StandIn,
-            ("xgboost.core", "Booster"): _BoosterStandIn,
-        }
-        found = known.get((_PYTHON_2_NAMES.get(module, module), name))
-        if found is not None:
-            return found
-        if module.partition(".")[0] in ("xgboost", "numpy", "sklearn"):
-            return _StandIn
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no model of XGBoost's does")
-
-    def _bytearray(self, content: bytes | str = b"", encoding: str = "latin-1") -> bytearray:
-        """Of bytes or text only: of a number it would be so many bytes."""
-        return bytearray(self._encode(content, encoding) if isinstance(content, str) else self._counted(content))
-
-    def _encode(self, text: str, encoding: str = "latin1") -> bytes:
-        """`_codecs.encode`, by which protocols 0 to 2 write bytes."""
-        if encoding not in ("latin1", "latin-1"):
-            raise pickle.UnpicklingError("unexpected encoding")
-        return self._counted(text.encode("latin-1"))
-
-    def _counted(self, content: bytes) -> bytes:
-        self._bytes_left -= len(content)
-        if self._bytes_left < 0 or not isinstance(content, (bytes, bytearray)):
-            raise pickle.UnpicklingError("it makes more bytes than it has")
-        return content
-
-
-def _pickled_booster(data: bytes) -> bytes:
-    """The bytes of the booster in a pickled `Booster` or scikit-learn wrapper."""
-    _check_opcodes(data)
-    model = _Unpickler(data).load()
-    if isinstance(model, _StandIn) and not isinstance(model, _BoosterStandIn):
-        model = _member(model, "_Booster")
-    handle = _member(model, "handle") if isinstance(model, _BoosterStandIn) else None
-    if not isinstance(handle, (bytes, bytearray)):
-        raise pickle.UnpicklingError("it holds no trained booster")
-    return bytes(handle)
-
-
-def _check_opcodes(data: bytes) -> None:
-    """Ten bytes of pickle can make Python reserve gigabytes for its memo; a real one numbers what it has."""
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name.endswith("PUT") and isinstance(argument, int) and argument > len(data):
-            raise pickle.UnpicklingError(f"it numbers an object {argument}")
-
-
-def _member(model: _StandIn, name: str) -> Any:
-    return model.state.get(name) if isinstance(model.state, dict) else None

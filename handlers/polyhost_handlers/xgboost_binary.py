@@ -1,5 +1,5 @@
 """
-Whether XGBoost's old binary format, and the snapshot of 1.0 to 1.2 that wraps it, is whole, and its trees are trees.
+Whether a model in XGBoost's old binary format is whole, and its trees are trees.
 
 XGBoost reserves what the numbers in the file say before it reads: a wrong byte in a file of two kilobytes costs
 all memory. The layout is that of `Learner::Save` up to 1.7, little-endian.
@@ -7,16 +7,17 @@ all memory. The layout is that of `Learner::Save` up to 1.7, little-endian.
 
 from __future__ import annotations
 
-import json
 import struct
 
 import numpy as np
 
 from polyhost_handlers.xgboost_document import check_trees, groups_of
+from polyhost_handlers.xgboost_releases import Learner, Release
 from polyhost_handlers.xgboost_ubjson import BrokenModel, Trees
 
-SNAPSHOT_MARK = b"CONFIG-offset:"
-_SNAPSHOT_HEADER = len(SNAPSHOT_MARK) + 8
+# What `load_booster` puts before every model in this format: XGBoost takes the first bytes of one without it, which
+# may be any, for another format's mark.
+BINARY_MARK = b"binf"
 _LEARNER_PARAM = 136
 _TREES_PARAM, _TREE_PARAM, _LINEAR_PARAM = 160, 148, 136
 _NODE, _STATISTICS = 20, 16
@@ -25,29 +26,39 @@ _WITHOUT_FLAG = 2**31 - 1  # the highest bit says which child a node is, and whi
 _MIN_ATTRIBUTE = 16  # two lengths
 
 
-def check_binary(data: bytes | bytearray) -> str:
-    """Returns the booster's name: gbtree, dart, gblinear. Raises BrokenModel."""
+def check_binary(data: bytes | bytearray) -> Learner:
+    """What the model says about itself. Raises BrokenModel."""
     try:
-        if data.startswith(SNAPSHOT_MARK):
-            (model_bytes,) = struct.unpack_from("<Q", data, len(SNAPSHOT_MARK))
-            json.loads(data[_SNAPSHOT_HEADER + model_bytes :])
-            data = data[_SNAPSHOT_HEADER : _SNAPSHOT_HEADER + model_bytes]
         return _Walk(data).learner()
     except (struct.error, ValueError, RecursionError) as error:
         raise BrokenModel(f"it is cut off or broken: {error}") from error
 
 
+def release_of_binary(data: bytes | bytearray) -> Release:
+    """The release that wrote it, () before 1.0 or if it does not tell."""
+    try:
+        return _Walk(data).release()
+    except struct.error:
+        return ()
+
+
 class _Walk:
     def __init__(self, data: bytes | bytearray) -> None:
         self._data = data
-        self._offset = 4 if data.startswith(b"binf") else 0
+        self._offset = len(BINARY_MARK) if data.startswith(BINARY_MARK) else 0
 
-    def learner(self) -> str:
+    def release(self) -> Release:
+        release = (self._number("<I", 20), self._number("<I", 24))
+        return release if release > (0, 0) else ()
+
+    def learner(self) -> Learner:
+        release = self.release()
+        (base_score,) = struct.unpack_from("<f", self._data, self._offset)
         features, has_attributes = self._number("<I", 4), self._number("<i", 12)
         # Versions without several targets wrote 0.
         groups = groups_of([self._number("<i", 8), self._number("<I", 28)], len(self._data))
         self._skip(_LEARNER_PARAM)
-        self._text()
+        objective = self._text()
         booster = self._text()
         if booster == b"gblinear":
             self._skip(_LINEAR_PARAM)
@@ -62,7 +73,7 @@ class _Walk:
         for _ in range(self._count(_MIN_ATTRIBUTE) if has_attributes else 0):
             self._text()
             self._text()
-        return booster.decode()
+        return Learner(booster.decode(), objective.decode(), release, (base_score,), groups)
 
     def _trees(self, features: int, groups: int) -> int:
         trees = self._number("<i", 0)

@@ -14,34 +14,65 @@ from typing import Any
 
 import numpy as np
 
+from polyhost_handlers.xgboost_releases import Learner, Release, base_scores_of
 from polyhost_handlers.xgboost_ubjson import TREES_AT_ONCE, Array, BrokenModel, Trees, read_ubjson
 
 _NO_CHILD = -1
 _MAX_CATEGORY = 2**24  # XGBoost's limit
 
 
-def check_document(data: bytes | bytearray) -> str:
+def check_document(data: bytes | bytearray) -> Learner:
     """
-    `data` is a model or a snapshot of a learner, in UBJSON or JSON. Returns its booster's name: gbtree, dart, gblinear.
+    What the model in UBJSON or JSON says about itself, once it is seen to be whole.
 
     Raises BrokenModel.
     """
     try:
-        document = read_ubjson(data) if data.startswith(b"{L") else json.loads(data)
-        learner = document.get("Model", document)["learner"]
+        document = _read(data)
+        learner = document["learner"]
         booster = learner["gradient_booster"]
-        features = int(learner["learner_model_param"]["num_feature"])
-        counts = [int(learner["learner_model_param"].get(name, 1)) for name in ("num_class", "num_target")]
+        parameters = learner["learner_model_param"]
+        features = int(parameters["num_feature"])
+        counts = [int(parameters.get(name, 1)) for name in ("num_class", "num_target")]
         groups = groups_of(counts, len(data))
         for model in (booster.get("model"), booster.get("gbtree", {}).get("model")):
             if model is not None:
                 _check_model(model, features, groups)
-        name = booster["name"]
-        return name if isinstance(name, str) else bytes(name).decode()
+        return Learner(
+            booster=_text(booster["name"]),
+            objective=_text(learner["objective"]["name"]),
+            release=_release_in(document),
+            base_scores=base_scores_of(_text(parameters["base_score"])),
+            groups=groups,
+        )
     except BrokenModel:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, struct.error) as error:
+    except _NOT_A_MODEL as error:
         raise BrokenModel(f"the document is not an XGBoost model ({type(error).__name__}: {error})") from error
+
+
+def release_of_document(data: bytes | bytearray) -> Release:
+    """The release that wrote it, () if it does not tell."""
+    try:
+        return _release_in(_read(data))
+    except _NOT_A_MODEL:
+        return ()
+
+
+_NOT_A_MODEL = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, struct.error)
+
+
+def _read(data: bytes | bytearray) -> Any:
+    return read_ubjson(data) if data.startswith(b"{L") else json.loads(data)
+
+
+def _release_in(document: Any) -> Release:
+    return tuple(int(number) for number in document.get("version", ()))
+
+
+def _text(value: Any) -> str:
+    """UBJSON's texts are bytes here."""
+    return value if isinstance(value, str) else bytes(value).decode()
 
 
 def groups_of(counts: Sequence[int], model_bytes: int) -> int:

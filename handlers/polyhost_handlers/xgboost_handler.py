@@ -20,6 +20,7 @@ from polyhost_handlers.artifacts import files_of, is_booster
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
 from polyhost_handlers.codecs import CSV, JSON, JSONLINES, LIBSVM, NPY, RECORDIO, Matrix
 from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed, Unparseable, is_out_of_memory, sentence_of
+from polyhost_handlers.libsvm import FIRST_INDEX, decode_libsvm, first_index_of
 from polyhost_handlers.recordio import decode_recordio, encode_recordio
 from polyhost_handlers.xgboost_artifact import load_booster
 from polyhost_handlers.xgboost_predict import predictor_of
@@ -42,6 +43,7 @@ class XGBoostHandler(Handler):
     def __init__(self, boosters: list[Any], source: ModelSource) -> None:
         self._predictors = [predictor_of(booster) for booster in boosters]
         self._features = int(boosters[0].num_features())
+        self._libsvm_first_index = first_index_of(source.environ.get(FIRST_INDEX, ""))
         selected = source.environ.get("SAGEMAKER_INFERENCE_OUTPUT", "")
         self._selected = [key for key in selected.replace(" ", "").lower().split(",") if key]
         # What only these ask for: reading it costs a fifth of the load of a small model.
@@ -104,9 +106,11 @@ class XGBoostHandler(Handler):
         content_type = codecs.decoder_for(request.content_type, _INPUTS)
         try:
             if content_type == LIBSVM:
-                return codecs.decode_libsvm(request.body, self._features)
+                return decode_libsvm(request.body, self._features, self._libsvm_first_index)
             if content_type == RECORDIO:
                 rows = decode_recordio(request.body, self._features)
+            elif content_type == CSV:
+                rows = codecs.decode_csv(request.body, self._features)
             else:
                 rows = codecs.decode_matrix(request.body, content_type)
         except Unparseable as error:

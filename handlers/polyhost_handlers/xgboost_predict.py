@@ -3,6 +3,8 @@ Prediction of dense rows through XGBoost's public C API.
 
 For a single row the Python wrapper costs several times what the booster does. `XGBoosterPredictFromDense` answers
 bit by bit what the wrapper answers; boosters that it does not serve (gblinear) go through a DMatrix.
+
+Where the installed XGBoost would begin elsewhere than the release that wrote the model, each row is given its start.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from polyhost_handlers.xgboost_releases import ROUNDS_ARE_KNOWN
+
 
 def predictor_of(booster: Any) -> Predictor:
     """The fastest right way to ask `booster`, as `load_booster` loads it."""
@@ -28,7 +32,11 @@ def _rounds_of(booster: Any) -> tuple[int, int]:
     best = booster.attr("best_iteration")
     if best is None or not best.isdigit():
         return 0, 0
-    return 0, min(int(best) + 1, int(booster.num_boosted_rounds()))
+    end = int(best) + 1
+    limit = booster.attr("best_ntree_limit")
+    if booster.release < ROUNDS_ARE_KNOWN and limit is not None and limit.isdigit():
+        end = int(limit)  # XGBoost takes each tree of a forest for a round
+    return 0, min(end, int(booster.num_boosted_rounds()))
 
 
 class Predictor:
@@ -37,6 +45,7 @@ class Predictor:
     def __init__(self, booster: Any) -> None:
         self._booster = booster
         self._rounds = _rounds_of(booster)
+        self._starts = booster.starts
 
     def predict_row(self, values: list[float]) -> float | None:  # noqa: ARG002 - for those that can do better
         return None
@@ -45,11 +54,15 @@ class Predictor:
         """`rows`: shape (rows, features), dense or csr. The answer: (rows,) or (rows, classes), float32."""
         import xgboost
 
-        matrix = xgboost.DMatrix(rows, nthread=1)
+        matrix = xgboost.DMatrix(rows, nthread=1, base_margin=self._starts_of(rows.shape[0]))
         prediction: np.ndarray[Any, Any] = self._booster.predict(
             matrix, iteration_range=self._rounds, validate_features=False,
         )  # fmt: skip
         return prediction
+
+    def _starts_of(self, rows: int) -> np.ndarray[Any, Any] | None:
+        """What the predictions of so many rows begin with, a column for each output."""
+        return None if self._starts is None else np.tile(self._starts, (rows, 1))
 
 
 class TreePredictor(Predictor):
@@ -73,10 +86,16 @@ class TreePredictor(Predictor):
 
     @functools.cached_property
     def _matrix(self) -> Any:
-        """What XGBoost takes for a matrix of the rows."""
+        """What XGBoost takes for a matrix of the rows: of one row, or of any number where it knows their starts."""
+        return self._matrix_of(1)
+
+    def _matrix_of(self, rows: int) -> Any:
         from xgboost.core import _ProxyDMatrix
 
-        return _ProxyDMatrix()
+        matrix = _ProxyDMatrix()
+        if self._starts is not None:
+            matrix.set_info(base_margin=self._starts_of(rows))
+        return matrix
 
     @functools.cached_property
     def _one_row(self) -> tuple[np.ndarray[Any, Any], bytes]:
@@ -117,7 +136,8 @@ class TreePredictor(Predictor):
                 interface = _interface_of(dense)
         if np.isinf(dense).any():  # a DMatrix refuses it, this call does not look
             raise ValueError("Input data contains `inf`")
-        self._check(self._call(self._handle, interface, self._config, self._matrix.handle, *self._answer))
+        matrix = self._matrix if self._starts is None or len(dense) == 1 else self._matrix_of(len(dense))
+        self._check(self._call(self._handle, interface, self._config, matrix.handle, *self._answer))
         shape = self._shape[: self._dimensions.value]
         # Copied: the booster writes its next answer to the same place.
         answer = ctypes.string_at(self._result.value or 0, 4 * math.prod(shape))

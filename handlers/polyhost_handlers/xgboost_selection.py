@@ -14,7 +14,17 @@ import numpy as np
 
 from polyhost_handlers.errors import HandlerError
 
-_REGRESSIONS = ("reg:squarederror", "reg:linear", "reg:logistic", "reg:gamma", "reg:tweedie")
+_REGRESSIONS = (
+    "reg:squarederror",
+    "reg:linear",
+    "reg:absoluteerror",
+    "reg:squaredlogerror",
+    "reg:pseudohubererror",
+    "reg:logistic",
+    "reg:gamma",
+    "reg:tweedie",
+    "count:poisson",
+)
 _SCORED = ("predicted_label", "labels", "raw_score", "raw_scores")
 _KEYS = {
     **dict.fromkeys(_REGRESSIONS, ("predicted_score",)),

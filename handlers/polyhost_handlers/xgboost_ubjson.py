@@ -57,6 +57,11 @@ def read_ubjson(data: Document) -> Any:
     return _value(data, 0, 0)[0]
 
 
+def end_of_value(data: Document, at: int) -> int:
+    """Where the value at `at` ends. Raises as `read_ubjson` does."""
+    return _value(data, at, 0)[1]
+
+
 def _value(data: Document, at: int, depth: int) -> tuple[Any, int]:
     """
     The value at `at`, and where it ends; what XGBoost does not write is refused.

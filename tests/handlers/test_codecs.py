@@ -343,53 +343,6 @@ def test_a_broken_table_is_said(decode: Callable[[bytes], np.ndarray], body: byt
         decode(body)
 
 
-@pytest.mark.parametrize(
-    ("body", "rows"),
-    [
-        (b"1 0:1 2:3\n0 1:2", [[1, 0, 3], [0, 2, 0]]),
-        (b"0:1 2:3\n1:2", [[1, 0, 3], [0, 2, 0]]),
-        (b"1 1:1 3:3\r\n0 2:2\r\n", [[1, 0, 3], [0, 2, 0]]),
-        (b"1\n0 0:5", [[0, 0, 0], [5, 0, 0]]),
-        (b"-1.5 0:nan 1:1e3", [[NAN, 1000, 0]]),
-    ],
-)
-def test_libsvm(body: bytes, rows: list[list[float]]) -> None:
-    """
-    With or without labels, counted from 0, or from 1 where an index could not be otherwise.
-    """
-    np.testing.assert_array_equal(codecs.decode_libsvm(body, 3).toarray(), rows)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"1 0:x",
-        b"1 x:1",
-        b"1 0:1 5",
-        b"1 -1:2",
-        b"1 4:2",
-        b"0 0:1 3:1",
-        b"1 99999999999999999999:1",
-        b"\xff",
-        b"1 0:1:2",
-    ],
-)
-def test_broken_libsvm(body: bytes) -> None:
-    """
-    Also an index beyond the model's features.
-    """
-    with pytest.raises(Unparseable):
-        codecs.decode_libsvm(body, 3)
-
-
-def test_libsvm_without_lines() -> None:
-    """
-    Nothing but a byte order mark.
-    """
-    with pytest.raises(NoContent):
-        codecs.decode_libsvm(b"\xef\xbb\xbf", 3)
-
-
 def test_encoding() -> None:
     """
     Values of numpy as JSON knows them, a field with a comma in it quoted in CSV.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -79,8 +80,16 @@ def test_every_fixture_has_a_test() -> None:
     """
     A generation more is a line more in expected.json.
     """
-    artifacts = {path.name for path in FIXTURES.iterdir() if path.suffix not in (".md", ".py")} - {"expected.json"}
+    artifacts = {path.name for path in FIXTURES.iterdir() if path.is_file() and path.suffix not in (".md", ".py")}
+    artifacts -= {"expected.json"}
     assert artifacts == set(EXPECTED)
+
+
+def saved(rows: Any, **options: Any) -> bytes:
+    """What numpy.savetxt writes."""
+    stream = io.BytesIO()
+    np.savetxt(stream, rows, **options)
+    return stream.getvalue()
 
 
 LIBSVM = b"1 0:0.5 1:-1.25 2:2 3:0\n0 1:0.75 3:3\n1 0:1 1:2 2:3 3:4"
@@ -101,7 +110,16 @@ LIBSVM = b"1 0:0.5 1:-1.25 2:2 3:0\n0 1:0.75 3:3\n1 0:1 1:2 2:3 3:4"
         (LIBSVM, "text/x-libsvm"),
         (LIBSVM, "libsvm"),
         (b"0:0.5 1:-1.25 2:2 3:0\n1:0.75 3:3\n0:1 1:2 2:3 3:4", "text/libsvm"),
-        (b"1 1:0.5 2:-1.25 3:2 4:0\n0 2:0.75 4:3\n1 1:1 2:2 3:3 4:4", "text/libsvm"),
+        (csv(ROWS).replace(b",,", b",nan,").replace(b"\n,", b"\nnan,").replace(b",", b" "), "text/csv"),
+        (b"0.5 -1.25 \t 2   0\nnan 0.75 nan 3  \n1\t2 3 4", "text/csv"),
+        (b"\n    0.5,-1.25,2,0 \n    ,0.75,,3\t\n    1,2,3,4\n\t", "text/csv"),
+        (b"  \n  0.5 -1.25 2 0\n  nan 0.75 nan 3\n  1 2 3 4\n  ", "text/csv"),
+        (b"0.5\t-1.25\t2\t0\t\n\t0.75\t\t3\t\n1\t2\t3\t4\t\n", "text/csv"),
+        (b"\t0.5\t-1.25\t2\t0\n\tnan\t0.75\t\t3\n\t1\t2\t3\t4\n", "text/csv"),
+        (saved(ROWS), "text/csv"),
+        (saved(ROWS, fmt="%.6g", delimiter=", "), "text/csv"),
+        (saved(ROWS, fmt="%12.5f", delimiter="\t"), "text/csv"),
+        (saved(ROWS, newline=" \r\n"), "text/csv"),
         (encode_features(ROWS), "application/x-recordio-protobuf"),
         (
             record([0.5, -1.25, 2, 0], [0, 1, 2, 3], [4]) + record([0.75, 3], [1, 3], [4]) + record([1, 2, 3, 4]),
@@ -133,6 +151,20 @@ def test_every_kind_of_number_in_npy(kind: str, model: Model, plain: tuple[Path,
     """
     rows = np.array([[1, 0, 1, 1]])
     assert model.ask(npy(rows.astype(kind)), "application/x-npy").json() == predicted(plain[1], rows)
+
+
+def test_libsvm_counts_from_where_the_setting_says(
+    load: Callable[..., Model], plain: tuple[Path, xgboost.Booster]
+) -> None:
+    """
+    Whether a line names the last feature or not.
+    """
+    model = load("xgboost_handler", plain[0], POLYHOST_LIBSVM_FIRST_INDEX="1")
+    counted_from_1 = b"1 1:0.5 2:-1.25 3:2 4:0\n0 2:0.75 4:3\n1 1:1 2:2 3:3 4:4"
+
+    assert model.ask(counted_from_1, "text/libsvm").json() == predicted(plain[1])
+    assert model.ask(b"1 1:1 2:2", "text/libsvm").json() == predicted(plain[1], [[1, 2, NAN, NAN]])
+    assert "index 0 is none of the model's, which are 1 to 4" in model.ask(LIBSVM, "text/libsvm").message
 
 
 def test_answers_in_multi_model_mode(model: Model, plain: tuple[Path, xgboost.Booster]) -> None:
@@ -210,8 +242,14 @@ def test_the_containers_default_accept(
         (b"1,2,3,four", "text/csv", "", 415, "Line 1, field 4: 'four' is not a number"),
         (b"a,b,c,d\n1,2,3,4", "text/csv", "", 415, "without a header line"),
         (b"1,2,3,4\n1", "text/csv", "", 415, "Line 2 has 1 fields"),
-        (b"1 0:x", "text/libsvm", "", 415, "'0:x' is not index:value"),
-        (b"1 4:1 0:1", "text/libsvm", "", 415, "Index 4 is too large: the model has 4 features"),
+        (b"1 0:x", "text/libsvm", "", 415, "Line 1 begins '1 0:x': it is not libsvm: '0:x' is not index:value"),
+        (b"1,2,3,4", "text/libsvm", "", 415, "Line 1 begins '1,2,3,4': it is not libsvm"),
+        (b"1 4:1 1:1", "text/libsvm", "", 415, "index 4 is none of the model's, which are 0 to 3"),
+        (b"1 2 3 4 5", "text/csv", "", 400, "Each row has 5 features"),
+        (b"1 2 three 4", "text/csv", "", 415, "Line 1, field 3: 'three' is not a number"),
+        (b"\t1\t2\t3\t", "text/csv", "", 400, "Each row has 5 features"),
+        (b"1,2,3,4,", "text/csv", "", 400, "Each row has 5 features"),
+        (b"\n 1,2,3,4\n 1,x,3,4", "text/csv", "", 415, "field 2: 'x' is not a number"),
         (b"{", "application/json", "", 415, "The body is not JSON"),
         (b"x", "application/x-recordio-protobuf", "", 415, "The record at byte 0 is cut off"),
         (b"x", "application/x-npy", "", 415, "not a .npy file"),
@@ -338,6 +376,10 @@ PROBABLE = [*SCORED, "probability", "probabilities"]
     ("objective", "target", "options", "has"),
     [
         ("reg:squarederror", None, {}, REGRESSION),
+        ("reg:absoluteerror", None, {}, REGRESSION),
+        ("reg:squaredlogerror", LABELS, {}, REGRESSION),
+        ("reg:pseudohubererror", None, {}, REGRESSION),
+        ("count:poisson", LABELS, {}, REGRESSION),
         ("reg:logistic", BINARY, {}, REGRESSION),
         ("reg:gamma", LABELS + 1, {}, REGRESSION),
         ("reg:tweedie", LABELS + 1, {}, REGRESSION),

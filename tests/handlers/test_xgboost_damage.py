@@ -32,6 +32,7 @@ from polyhost_handlers.xgboost_document import BrokenModel, check_document
 from polyhost_handlers.xgboost_ubjson import Trees, read_ubjson
 
 from handlers.test_xgboost import EXPECTED, FIXTURES, LABELS, TRAINING
+from handlers.test_xgboost_releases import release
 
 REFUSED = "^Unable to load model: xgboost-model is not a readable XGBoost model: "
 
@@ -203,9 +204,10 @@ from pathlib import Path
 import numpy as np, xgboost
 from polyhost_handlers.errors import LoadFailed
 from polyhost_handlers.xgboost_artifact import load_booster
+from polyhost_handlers.xgboost_predict import predictor_of
 
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
-rows = xgboost.DMatrix(np.array([[0.1, -0.7, 1.5, 0.2], [-1, np.nan, 2, 0]]), nthread=1)
+rows = np.array([[0.1, -0.7, 1.5, 0.2], [-1, np.nan, 2, 0]])
 for name in sys.argv[3:]:
     content, loaded = Path(name).read_bytes(), 0
     for seed in range(rounds):
@@ -221,7 +223,7 @@ for name in sys.argv[3:]:
             continue
         loaded += 1
         if booster.num_features() == 4:
-            booster.predict(rows)
+            predictor_of(booster).predict(rows)
     assert 0 < loaded < rounds, (name, loaded)
 """
 
@@ -230,9 +232,13 @@ def test_a_damaged_file_does_not_crash_the_process(tmp_path: Path) -> None:
     """
     Some wrong bytes make a file unreadable, others only another model; none ends the worker or eats its memory.
     """
-    names = ["ubj-3.0.ubj", "old-binary-0.90.model", "pickle-1.0.pkl", "pickle-3.0.pkl"]
+    paths = [FIXTURES / name for name in ("ubj-3.0.ubj", "old-binary-0.90.model", "pickle-1.0.pkl", "pickle-3.0.pkl")]
+    # Those that are put together or taken apart before XGBoost reads them.
+    for version, name in (("3.2.0", "quantiles.ubj"), ("1.7.6", "reg-gamma.ubj"), ("1.3.3", "XGBClassifier.joblib")):
+        path = release(version).file(name, tmp_path, name)
+        paths.append(path)
     process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FUZZ, str(tmp_path), "100", *(str(FIXTURES / name) for name in names)],
+        [sys.executable, "-W", "ignore", "-c", FUZZ, str(tmp_path), "100", *map(str, paths)],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
     )  # fmt: skip

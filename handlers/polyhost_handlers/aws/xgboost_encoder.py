@@ -13,6 +13,7 @@ import numpy as np
 from polyhost_handlers import codecs
 from polyhost_handlers.aws.errors import UnsupportedFormatError
 from polyhost_handlers.codecs import CSV, LIBSVM, RECORDIO
+from polyhost_handlers.libsvm import decode_libsvm
 
 
 def dmatrix(data: Any) -> Any:
@@ -37,7 +38,7 @@ def csv_to_dmatrix(input: str | bytes, dtype: Any = None) -> Any:  # noqa: A002 
 def libsvm_to_dmatrix(string_like: str | bytes) -> Any:
     """As XGBoost reads it, from index 0; but what is no libsvm is refused, where XGBoost skips it."""
     raw = string_like.encode() if isinstance(string_like, str) else bytes(string_like)
-    return dmatrix(codecs.decode_libsvm(raw, None))
+    return dmatrix(decode_libsvm(raw, None))
 
 
 def recordio_protobuf_to_dmatrix(string_like: bytes) -> Any:
