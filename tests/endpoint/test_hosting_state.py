@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from polyhost.endpoint.definitions import Container, Endpoint
-from polyhost.endpoint.hosting import Hosting
+from polyhost.endpoint.hosting import Hosting, HostingError
 from polyhost.endpoint.hosting.state import FILE, Resource, State
 from polyhost.errors import StartFailed
 
@@ -165,6 +165,8 @@ def test_what_a_policy_names(tmp_path: Path) -> None:
     assert named("ListTags", ResourceArn="else") == "else"
     assert named("CreateModel", ModelName=["M"]) == f"{arns}model/['m']"
     assert named("CreateModel") == f"{arns}model/"
+    with pytest.raises(HostingError, match="CreateTrainingJob is not an operation of Polyhost"):
+        named("CreateTrainingJob")
 
 
 def test_a_disk_that_takes_nothing_more(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore import xform_name
 from botocore.exceptions import ClientError
 from conftest import ENGINES, Servers
 from support.endpoint import EndpointServer, packed
@@ -287,6 +288,24 @@ def test_what_is_not_there_is_said(server: EndpointServer) -> None:
     _, error = error_of(server, TargetModel="boston.tar.gz", TargetContainerHostname="a")
     assert "TargetContainerHostname is not supported" in str(error)
     assert server.request("GET", "/endpoints/polyhost/invocations").status in (404, 405)
+
+
+def test_other_operations_of_the_runtime_are_refused_by_name(server: EndpointServer) -> None:
+    """
+    All that botocore knows, and what it does not know yet.
+    """
+    client = server.client("sagemaker-runtime")
+    model = client.meta.service_model
+    others = [operation for operation in model.operation_names if operation != "InvokeEndpoint"]
+    assert {"InvokeEndpointAsync", "InvokeEndpointWithResponseStream"} <= set(others)
+    for operation in others:
+        required = model.operation_model(operation).input_shape.required_members
+        given = {"EndpointName": "polyhost", "InputLocation": "s3://bucket/key"}
+        with pytest.raises(client.exceptions.ValidationError, match=f"{operation} is not an operation of Polyhost"):
+            getattr(client, xform_name(operation))(**{name: given.get(name, b"") for name in required})
+    answer = server.request("POST", "/endpoints/polyhost/invocations-from-tomorrow", HOUSE)
+    assert (answer.status, answer.fields["x-amzn-errortype"]) == (400, "ValidationError")
+    assert "/endpoints/NAME/invocations-from-tomorrow is not an operation of Polyhost" in answer.json()["Message"]
 
 
 def test_mmss_own_routes_are_there_too(server: EndpointServer, samples_folder: Path) -> None:

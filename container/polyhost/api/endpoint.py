@@ -2,6 +2,7 @@
 Everything that a server with an endpoint answers, on one port: which part of it a request is for.
 
     POST /endpoints/NAME/invocations, /invocations     runtime.py     InvokeEndpoint
+    POST /endpoints/NAME/…                        here           other operations of the runtime, which are refused
     POST / with X-Amz-Target                           hosting.py     the control plane
     POST / with a form                                 sts.py         who am I, AssumeRole
     POST /refresh                                      here           look at buckets and folders now
@@ -23,7 +24,7 @@ from polyhost.api import hosting as hosting_api
 from polyhost.api.container import ContainerApi, registration_of, request_ids
 from polyhost.api.http import Reply, Request
 from polyhost.api.ops import DashboardApi
-from polyhost.api.runtime import RuntimeApi, error_reply
+from polyhost.api.runtime import RuntimeApi, error_reply, unsupported
 from polyhost.api.sts import Sts
 from polyhost.endpoint.access import Access
 from polyhost.endpoint.cache import ModelCache
@@ -132,6 +133,8 @@ class EndpointApi:
                     await self._followed()
                 return reply
             return self._sts.answer(request, request_id)
+        if request.path.startswith("/endpoints/") and request.method == "POST":
+            raise ValidationError(unsupported(request))
         if request.method == "POST" and request.path == "/refresh":
             self._authorize(request, "polyhost:Refresh", "*", {})
             await self._cache.refresh()

@@ -44,6 +44,12 @@ _UNSUPPORTED = {
     "x-amzn-sagemaker-inference-component": "InferenceComponentName",
     "x-amzn-sagemaker-enable-explanations": "EnableExplanations",
 }
+# The service's other operations, by the end of their paths.
+_NOT_HERE = {
+    "async-invocations": "InvokeEndpointAsync is not an operation of Polyhost, which answers at once",
+    "invocations-response-stream": "InvokeEndpointWithResponseStream is not an operation of Polyhost, which answers "
+    "in one piece",
+}
 
 
 class Asked(NamedTuple):
@@ -250,6 +256,13 @@ def _headers(content_type: str, variant: str, custom_attributes: str) -> Headers
     if custom_attributes:
         fields.append((_CUSTOM_ATTRIBUTES, custom_attributes))
     return tuple((name.encode(), value.encode("latin-1", "replace")) for name, value in fields if value)
+
+
+def unsupported(request: Request) -> str:
+    """Why a request below `/endpoints/` that is no invocation is not answered."""
+    end = request.path.rpartition("/")[2]
+    reason = _NOT_HERE.get(end, f"/endpoints/NAME/{end[:100]} is not an operation of Polyhost")
+    return f"{reason}: use InvokeEndpoint."
 
 
 def error_reply(error: EndpointError, request_id: str, variant: str = "", log_stream: str = "") -> Reply:

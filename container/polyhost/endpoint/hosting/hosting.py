@@ -78,16 +78,12 @@ class Hosting:
 
     async def call(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to an operation, done and kept. Raises HostingError."""
-        if operation not in OPERATIONS:
-            raise HostingError(
-                "UnknownOperationException",
-                f"{operation[:100]} is not an operation of Polyhost, which serves models: it does not train, "
-                f"transform in batches, stream or answer asynchronously. Operations: {', '.join(OPERATIONS)}.",
-            )
+        _require_known(operation)
         return await self._loop.run_in_executor(self._thread, self._perform, operation, parameters)
 
     def resources_of(self, operation: str, parameters: Mapping[str, Any]) -> list[str]:
-        """The ARNs that policies for this operation must allow, every one."""
+        """The ARNs that policies for this operation must allow, every one. Raises HostingError for an unknown one."""
+        _require_known(operation)
         return self._arns.touched_by(operation, parameters)
 
     def _publish(self, changed: Mapping[str, Endpoint | None]) -> None:
@@ -120,3 +116,12 @@ class Hosting:
         if outcome.changed:
             self._loop.call_soon_threadsafe(self._publish, outcome.changed)
         return outcome.answer
+
+
+def _require_known(operation: str) -> None:
+    if operation not in OPERATIONS:
+        raise HostingError(
+            "UnknownOperationException",
+            f"{operation[:100]} is not an operation of Polyhost, which serves models: it does not train, "
+            f"transform in batches, stream or answer asynchronously. Operations: {', '.join(OPERATIONS)}.",
+        )
