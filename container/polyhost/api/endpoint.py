@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -52,23 +52,17 @@ class EndpointApi:
         measures: Measures,
         access: Access | None,
         dashboard: DashboardApi,
-        followed: Callable[[], Awaitable[None]],
         *,
         own_endpoint: str | None,
         account_id: str,
         region: str,
     ) -> None:
-        """
-        `followed` returns when what clients have made of endpoints is what serves.
-
-        `access`: None where everybody may call everything.
-        """
+        """`access`: None where everybody may call everything."""
         self.max_request_bytes = container.max_request_bytes
         self._container = container
         self._hosting = hosting
         self._cache = cache
         self._access = access
-        self._followed = followed
         self._dashboard = dashboard
         self._resources = f"arn:aws:polyhost:{region}:{account_id}:loaded-model/"
         self._sts = Sts(access, account_id)
@@ -123,15 +117,12 @@ class EndpointApi:
             return await self._runtime.answer(request, endpoint, request_id)
         if request.method == "POST" and request.path == "/":
             if hosting_api.TARGET_HEADER in request.headers:
-                reply = await hosting_api.answer(
+                return await hosting_api.answer(
                     self._hosting,
                     request,
                     request_id,
                     lambda action, resource: self._authorize(request, action, resource, {}),
                 )
-                if request.headers[hosting_api.TARGET_HEADER].startswith("SageMaker.UpdateEndpoint"):
-                    await self._followed()
-                return reply
             return self._sts.answer(request, request_id)
         if request.path.startswith("/endpoints/") and request.method == "POST":
             raise ValidationError(unsupported(request))
