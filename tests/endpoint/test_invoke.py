@@ -239,7 +239,7 @@ def test_a_body_over_the_containers_limit_is_told_so(server: EndpointServer, siz
 
 def test_a_body_of_unknown_length_over_the_limit_is_told_so(server: EndpointServer) -> None:
     """
-    Sent in chunks; and by clients of the control plane and of the dashboard, each in its own form.
+    Sent in chunks; and by clients of the control plane, of STS and of the dashboard, each in its own form.
     """
     answer = sent(server, "/endpoints/polyhost/invocations", 32_000_000, is_chunked=True)
     assert (answer.status, answer.fields["x-amzn-errortype"]) == (413, "ValidationError")
@@ -248,7 +248,8 @@ def test_a_body_of_unknown_length_over_the_limit_is_told_so(server: EndpointServ
     control_plane = sent(server, "/", 32_000_000, **{"X-Amz-Target": "SageMaker.CreateModel"})
     assert (control_plane.status, control_plane.json()["__type"]) == (413, "RequestEntityTooLargeException")
     assert "bytes at most" in control_plane.json()["message"]
-    assert "bytes" in sent(server, "/dashboard/login", 32_000_000).json()["Message"]
+    assert "6553500 bytes" in sent(server, "/dashboard/login", 32_000_000).json()["Message"]
+    assert "<Message>HTTP content length exceeded 6553500 bytes" in sent(server, "/", 32_000_000).text
 
 
 def test_boto3_reads_what_is_said_of_a_large_body(server: EndpointServer) -> None:

@@ -134,8 +134,13 @@ def configured(server: EndpointServer, name: str, *containers: dict[str, Any]) -
 def deployed(server: EndpointServer, name: str, *containers: dict[str, Any]) -> str:
     sagemaker = server.client("sagemaker")
     sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=configured(server, name, *containers))
-    assert sagemaker.describe_endpoint(EndpointName=name)["EndpointStatus"] == "InService"
+    wait_for(server, name)
     return name
+
+
+def wait_for(server: EndpointServer, name: str) -> None:
+    """In service at the first look, unless the machine is very slow."""
+    server.client("sagemaker").get_waiter("endpoint_in_service").wait(EndpointName=name, WaiterConfig={"Delay": 1})
 
 
 def test_a_preprocessor_before_a_multi_model_learner(server: EndpointServer) -> None:
@@ -247,13 +252,13 @@ def test_an_endpoint_whose_container_does_not_start_has_failed(
     sagemaker = server.client("sagemaker")
     config = configured(server, name, *(container(server, path) for path in paths))
     sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=config)
+    with pytest.raises(WaiterError):
+        wait_for(server, name)
 
     described = sagemaker.describe_endpoint(EndpointName=name)
     assert described["EndpointStatus"] == "Failed"
     assert described["FailureReason"].startswith(reason)
     assert "Traceback" not in described["FailureReason"]
-    with pytest.raises(WaiterError):
-        sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=name)
     with pytest.raises(ClientError, match=f"Endpoint {name} of account 000000000000 not found"):
         server.predict(None, HOUSE, EndpointName=name)
     sagemaker.delete_endpoint(EndpointName=name)
@@ -269,6 +274,7 @@ def test_an_update_that_does_not_start_leaves_the_endpoint_as_it_was(server: End
     for path, status in (("nowhere.tar.gz", ("steady", houston)), ("boston.tar.gz", ("steady-boston", None))):
         config = configured(server, f"steady-{path.partition('.')[0]}", container(server, path))
         sagemaker.update_endpoint(EndpointName="steady", EndpointConfigName=config)
+        wait_for(server, "steady")
         described = sagemaker.describe_endpoint(EndpointName="steady")
         assert (described["EndpointStatus"], described["EndpointConfigName"]) == ("InService", status[0])
         assert (MISSING in described.get("FailureReason", "")) == (status[1] is not None)
@@ -304,10 +310,12 @@ def test_a_new_endpoint_has_the_code_that_is_there_now(server: EndpointServer, t
     deployed(server, "code-new", of)
     assert (version("code-new"), version("code-old")) == ("2", "1")
     sagemaker.update_endpoint(EndpointName="code-old", EndpointConfigName="code-new")
+    wait_for(server, "code-old")
     assert version("code-old") == "2"
     overwrite("3")
     sagemaker.delete_endpoint(EndpointName="code-new")
     sagemaker.create_endpoint(EndpointName="code-new", EndpointConfigName="code-new")
+    wait_for(server, "code-new")
     assert (version("code-new"), version("code-old")) == ("3", "2")
 
 

@@ -104,9 +104,11 @@ class EndpointApi:
         endpoint = self._runtime.endpoint_of(request)
         if endpoint is not None:
             return self._runtime.too_large(request, endpoint, next(self._ids), self.max_request_bytes)
-        if request.path == "/" and hosting_api.TARGET_HEADER in request.headers:
-            return hosting_api.too_large(next(self._ids))
-        if request.path == "/" or self._dashboard.is_for(request):
+        if request.path == "/" and request.method == "POST":
+            if hosting_api.TARGET_HEADER in request.headers:
+                return hosting_api.too_large(next(self._ids))
+            return self._sts.too_large(self.max_request_bytes, next(self._ids))
+        if self._dashboard.is_for(request):
             return error_reply(BodyTooLarge(self.max_request_bytes), next(self._ids))
         return self._container.too_large(request)
 

@@ -97,7 +97,7 @@ class RuntimeApi:
         return None
 
     async def answer(self, request: Request, endpoint: str, request_id: str) -> Reply:
-        asked = _unread(request, endpoint, request_id)
+        asked: Asked | None = None
         try:
             asked = _asked(request, endpoint, request_id)
             if self._authorize is not None and len(request.body) > _HASHED_AT_ONCE_BYTES:
@@ -106,7 +106,7 @@ class RuntimeApi:
                 self._require_access(request, asked)
             lane = self._traffic.lane(endpoint, asked.variant, asked.target)
         except EndpointError as error:
-            return self._reply(asked, None, error, None, 0.0)
+            return self._reply(asked or _unread(request, endpoint, request_id), None, error, None, 0.0)
         return await self._answer(asked, lane)
 
     def answer_soon(
@@ -115,14 +115,14 @@ class RuntimeApi:
         """A variant is drawn once for a request: the same one answers, soon or later."""
         if self._authorize is not None and len(request.body) > _HASHED_AT_ONCE_BYTES:
             return self.answer(request, endpoint, request_id)
-        asked = _unread(request, endpoint, request_id)
+        asked: Asked | None = None
         try:
             asked = _asked(request, endpoint, request_id)
             if self._authorize is not None:
                 self._require_access(request, asked)
             lane = self._traffic.lane(endpoint, asked.variant, asked.target)
         except EndpointError as error:
-            done(self._reply(asked, None, error, None, 0.0))
+            done(self._reply(asked or _unread(request, endpoint, request_id), None, error, None, 0.0))
             return None
         was_hit = True if asked.target else None
         sent = time.perf_counter()

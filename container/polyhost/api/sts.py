@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape
 
 from polyhost.api.http import Reply, Request
 from polyhost.endpoint.access import Access, Caller, Credentials
-from polyhost.endpoint.errors import EndpointError, ValidationError
+from polyhost.endpoint.errors import BodyTooLarge, EndpointError, ValidationError
 
 logger = logging.getLogger("polyhost.api")
 
@@ -71,7 +71,11 @@ class Sts:
             logger.exception("request %s failed", request_id)
             internal = EndpointError(f"Internal error: the server's log has request {request_id}.")
             status, document = internal.status, _error_document(internal, request_id)
-        return Reply(document.encode(), status, _HEADERS, b"x-amzn-RequestId: %b\r\n" % request_id.encode())
+        return _reply(document, status, request_id)
+
+    def too_large(self, limit_bytes: int, request_id: str) -> Reply:
+        error = BodyTooLarge(limit_bytes)
+        return _reply(_error_document(error, request_id), error.status, request_id)
 
     def _result(self, request: Request, request_id: str) -> str:
         caller = self._caller(request)
@@ -111,6 +115,10 @@ class Sts:
         if self._access is None or caller is None:
             return _credentials(_unchecked(arn, name, int(duration)))
         return _credentials(self._access.assume_role(caller, arn, name, int(duration), form.get("Policy")))
+
+
+def _reply(document: str, status: int, request_id: str) -> Reply:
+    return Reply(document.encode(), status, _HEADERS, b"x-amzn-RequestId: %b\r\n" % request_id.encode())
 
 
 def _form(body: bytes) -> dict[str, str]:
