@@ -205,6 +205,8 @@ def _asked(request: Request, endpoint: str, request_id: str) -> Asked:
     begin = time.perf_counter()
     passed_on = _passed_on(request)
     target = passed_on.get(_TARGET_MODEL, "")
+    if target.startswith("/"):  # it is a key below the container's prefix, and SageMaker takes it like that too
+        target = passed_on[_TARGET_MODEL] = target[1:]
     if target and not target.isascii():
         target = _as_utf8(target)
     item = Item(request_id, passed_on, "", request.body)
@@ -212,11 +214,7 @@ def _asked(request: Request, endpoint: str, request_id: str) -> Asked:
 
 
 def _passed_on(request: Request) -> dict[str, str]:
-    """
-    What the container is sent of the headers. Raises ValidationError for what botocore would not have sent.
-
-    A target model is a key below the container's prefix: SageMaker takes it with a slash before it too.
-    """
+    """What the container is sent of the headers. Raises ValidationError for what botocore would not have sent."""
     if len(request.body) > _MAX_BODY_BYTES:
         raise BodyTooLarge(_MAX_BODY_BYTES)
     passed_on = {}
@@ -228,7 +226,7 @@ def _passed_on(request: Request) -> dict[str, str]:
         elif len(value) > longest:
             raise ValidationError(f"{name} has {len(value)} characters, {longest} are allowed.")
         else:
-            passed_on[name] = value.removeprefix("/") if name == _TARGET_MODEL else value
+            passed_on[name] = value
     return passed_on
 
 
