@@ -111,13 +111,16 @@ class CountingArtifacts:
         self.fetching = asyncio.Event()
         self.fetching.set()
         self.unpacked_bytes = 1
+        # Since when what a store has must be known, by key, as it was last asked for.
+        self.asked_after: dict[str, float] = {}
         # Keys that listings do not show, and those that may not be read.
         self.unlisted: set[str] = set()
         self.forbidden: set[str] = set()
         self._moments = itertools.count(1)
 
-    async def get(self, source: str, key: str) -> Artifact:
+    async def get(self, source: str, key: str, *, asked_after: float = 0.0) -> Artifact:
         self.counts["get"] += 1
+        self.asked_after[key] = asked_after
         await self.fetching.wait()
         if key not in self.versions:
             raise ArtifactMissing(f"Failed to download model data(bucket: {source}, key: {key}).")

@@ -233,8 +233,8 @@ def test_the_toolkits_own_handler_answers_as_captured(engine: str, servers: Serv
     for exchange in ONE_PORT:
         if "big.bin" in exchange.curl:
             answer = server.request("POST", exchange.target, bytes(7_000_000), Content_Type="application/json")
-            assert (answer.status, answer.body) == (413, b"")
-            assert answer.fields == {"content-length": "0"}
+            assert answer.status == exchange.status == 413
+            assert "may have 6553500 bytes" in answer.message  # MMS says nothing
             continue
         body = (exchange.sent_body or "").replace("/opt/ml/models/", f"{tmp_path}/")
         headers = {**exchange.sent_headers}

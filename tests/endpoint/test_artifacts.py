@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -368,6 +369,29 @@ def test_without_refresh_what_is_on_disk_stays(folder: Path, cache: Path) -> Non
             assert files_of(await artifacts.get(source_of(folder), "a.tar.gz")) == {"model": b"first"}
             await artifacts.list(source_of(folder))
             assert files_of(await artifacts.get(source_of(folder), "a.tar.gz")) == {"model": b"second"}
+
+    run(test())
+
+
+@pytest.mark.parametrize("refresh_secs", [0, 60])
+def test_what_is_believed_may_not_be_older_than_is_asked_for(folder: Path, cache: Path, refresh_secs: float) -> None:
+    """
+    A new endpoint has what is there when it is made; those from before have what they had, until it is looked for.
+    """
+    (folder / "a.tar").write_bytes(tar(("model", b"old")))
+
+    async def test() -> None:
+        async with running(cache, refresh_secs=refresh_secs) as artifacts:
+            old = await artifacts.get(source_of(folder), "a.tar")
+            (folder / "a.tar").write_bytes(tar(("model", b"new")))
+            assert (await artifacts.get(source_of(folder), "a.tar")).version == old.version
+            new = await artifacts.get(source_of(folder), "a.tar", asked_after=time.monotonic())
+            assert (files_of(new), files_of(old)) == ({"model": b"new"}, {"model": b"old"})
+
+        async with running(cache, refresh_secs=refresh_secs) as artifacts:
+            (folder / "a.tar").write_bytes(tar(("model", b"newest")))
+            newest = await artifacts.get(source_of(folder), "a.tar", asked_after=time.monotonic())
+            assert files_of(newest) == {"model": b"newest"}
 
     run(test())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from polyhost.engine.protocol import Answer, Item, Registration
 from polyhost.testing import CountingArtifacts, CountingEngine
 from support.lru import lru_hits, zipf_trace
 
+SUBMIT_DIRECTORY = "SAGEMAKER_SUBMIT_DIRECTORY"
 MULTI = Container(source="s3://bucket/models/")
 ITEM = Item("request", {}, "", b"")
 
@@ -27,8 +29,8 @@ class Case:
         self.engine = CountingEngine(capacity)
         self.artifacts = CountingArtifacts(dict.fromkeys(names, "1"))
         settings = {"ready_timeout_secs": 30.0, "load_timeout_secs": 30.0, "refresh_secs": 0.0, **timeouts}
-        measures = Measures(access_log=False, emf_namespace=None)
-        self.cache = ModelCache(self.engine, self.artifacts, measures, **settings)  # type: ignore[arg-type]
+        self.measures = Measures(access_log=False, emf_namespace=None)
+        self.cache = ModelCache(self.engine, self.artifacts, self.measures, **settings)  # type: ignore[arg-type]
 
     @property
     def shelf(self) -> Shelf:
@@ -333,6 +335,65 @@ def test_a_model_that_was_unloaded_behind_our_back_is_loaded_again() -> None:
     run(case)
 
 
+def test_endpoints_of_equal_containers_are_each_for_itself() -> None:
+    """
+    Its loads count as its own, and what one unloads the other keeps.
+    """
+
+    async def case() -> None:
+        c = Case(5, ["a"])
+        other = c.cache.shelf(MULTI, "other", "AllTraffic")
+        assert [await c.invoke("a"), await c.invoke("a", other)] == ["1", "1"]
+        assert c.engine.counts["load"] == 2
+        assert [c.measures.models(name, "AllTraffic")["a"].loads for name in ("endpoint", "other")] == [1, 1]
+        await c.cache.unload(c.shelf, "a")
+        assert (c.shelf.models["a"].loaded, other.models["a"].loaded is None) == (None, False)
+
+    run(case)
+
+
+def test_an_update_keeps_many_models_and_makes_others_anew() -> None:
+    """
+    A single model, and one with code of its own, may be other archives by now; every new endpoint asks its store again.
+    """
+
+    async def case() -> None:
+        c = Case(9, ["a.tar.gz", "code.tar.gz"])
+        single = Container(source="s3://bucket/models/a.tar.gz", is_multi_model=False)
+        code = Container(source="s3://bucket/models/", environ=((SUBMIT_DIRECTORY, "s3://bucket/code.tar.gz"),))
+        in_archive = Container(source="s3://bucket/models/", environ=((SUBMIT_DIRECTORY, "/opt/ml/model/code"),))
+        for container, is_kept in ((MULTI, True), (in_archive, True), (single, False), (code, False)):
+            first, second = (c.cache.shelf(container, "endpoint", "AllTraffic", since) for since in (1.0, 2.0))
+            assert (first is second) == is_kept
+            assert await c.cache.prepared(second) is None
+            await c.invoke("a.tar.gz", second)
+            assert min(c.artifacts.asked_after.values()) >= first.made_at > 0
+            c.artifacts.asked_after.clear()
+
+    run(case)
+
+
+def test_why_a_container_cannot_be_served() -> None:
+    """
+    Its only archive is missing, or does not load; its code is missing. What clients name is looked for when they do.
+    """
+
+    async def case() -> None:
+        c = Case(9, ["broken.tar.gz"])
+
+        async def failure(container: Container) -> str:
+            return str(await c.cache.prepared(c.cache.shelf(container, "endpoint", "AllTraffic")))
+
+        single = Container(source="s3://bucket/models/none.tar.gz", is_multi_model=False)
+        assert await failure(single) == "Failed to download model data(bucket: s3://bucket/models/, key: none.tar.gz)."
+        assert await failure(replace(single, source="s3://bucket/broken.tar.gz")) == "it is broken"
+        code = Container(source="s3://bucket/models/", environ=((SUBMIT_DIRECTORY, "s3://bucket/none.tar.gz"),))
+        assert "key: none.tar.gz" in await failure(code)
+        assert await failure(MULTI) == "None"
+
+    run(case)
+
+
 def test_containers_that_are_gone_take_their_models_with_them() -> None:
     """
     Equal containers of other endpoints keep theirs.
@@ -343,7 +404,7 @@ def test_containers_that_are_gone_take_their_models_with_them() -> None:
         other = Container(source="s3://bucket/models/", environ=(("A", "1"),))
         await c.invoke("a")
         await c.invoke("b", c.cache.shelf(other, "other", "AllTraffic"))
-        c.cache.keep_only({MULTI})
+        c.cache.keep_only({c.shelf})
         await settled()
         assert c.resident == ["a"]
         assert c.engine.counts["forget"] == 1

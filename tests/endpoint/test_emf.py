@@ -18,7 +18,8 @@ from polyhost.endpoint.measures import measures as measures_module
 from polyhost.log import formatter_for
 
 UNITS = {
-    "Invocations": "None", "Invocation4XXErrors": "None", "Invocation5XXErrors": "None", "ModelCacheHit": "None",
+    "Invocations": "None", "InvocationsPerInstance": "None", "Invocation4XXErrors": "None",
+    "Invocation5XXErrors": "None", "ModelCacheHit": "None",
     "LoadedModelCount": "None", "ModelLatency": "Microseconds", "OverheadLatency": "Microseconds",
     "ModelLoadingWaitTime": "Microseconds", "ModelDownloadingTime": "Microseconds",
     "ModelLoadingTime": "Microseconds", "ModelUnloadingTime": "Microseconds", "MemoryUtilization": "Percent",
@@ -129,6 +130,8 @@ def test_counts_are_ones_and_zeros(measures: Measures, cloudwatch: Cloudwatch) -
     (document,) = cloudwatch.documents
     assert document.names == ("polyhost", "AllTraffic")
     assert (document["Invocations"].sum, document["Invocations"].sample_count) == (40, 40)
+    # One server is one instance.
+    assert (document["InvocationsPerInstance"].sum, document["InvocationsPerInstance"].sample_count) == (40, 40)
     assert (document["Invocation4XXErrors"].sum, document["Invocation4XXErrors"].average) == (10, 0.25)
     assert (document["Invocation5XXErrors"].sum, document["Invocation5XXErrors"].average) == (2, 0.05)
     assert (document["ModelCacheHit"].average, document["ModelCacheHit"].sample_count) == (0.75, 40)

@@ -375,6 +375,14 @@ def test_the_servers_own_endpoint_stays_as_it_is(client: Any) -> None:
             "'modelName' failed to satisfy constraint: Member must have length less than or equal to 63",
         ),
         ({"PrimaryContainer": {"ModelDataUrl": FOLDERS}}, "PrimaryContainer.Image is missing"),
+        (
+            {"PrimaryContainer": container(Image="811284229777.dkr.ecr.us-east-1.amazonaws.com/blazingtext:1")},
+            "PrimaryContainer.Image is SageMaker's blazingtext, which Polyhost does not serve",
+        ),
+        (
+            {"Containers": [container(), {**single("s3://b/k"), "Image": "tensorflow-inference:2.12-cpu"}]},
+            "Containers[1].Image is SageMaker's tensorflow-inference, which Polyhost does not serve: export",
+        ),
         ({"PrimaryContainer": {"Image": IMAGE}}, "PrimaryContainer.ModelDataUrl must say where the models are"),
         (
             {"PrimaryContainer": container(Mode="Several")},
@@ -574,6 +582,18 @@ def test_hostile_requests(target: str, body: bytes, status: int, code: str, sent
     assert (answer_status, document["__type"]) == (status, code)
     assert sentence in document["message"]
     assert len(document["message"]) < 5000
+
+
+def test_sagemakers_other_operations_are_refused_by_name(client: Any, control_plane: str) -> None:
+    """
+    All 400 that botocore knows, before anybody is asked for a permission that means nothing.
+    """
+    others = set(client.meta.service_model.operation_names) - set(OPERATIONS)
+    assert {"CreateTrainingJob", "CreateTransformJob", "Search"} <= others
+    for operation in others:
+        status, document = post(control_plane, f"SageMaker.{operation}", b"{}")
+        assert (status, document["__type"]) == (400, "UnknownOperationException")
+        assert document["message"].startswith(f"{operation} is not an operation of Polyhost")
 
 
 def test_a_caller_who_may_not_is_refused_before_anything_is_done(client: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from polyhost.endpoint.definitions import Container
 from polyhost.endpoint.hosting.containers import Unusable, containers_of
-from polyhost.endpoint.hosting.images import handler_of
+from polyhost.endpoint.hosting.images import handler_of, refusal_of
 
 ECR = "683313688378.dkr.ecr.us-east-1.amazonaws.com"
 
@@ -172,3 +172,63 @@ def test_images_that_stand_for_a_handler(image: str, environ: dict[str, str], ha
     The built-in algorithms without a script of the user's; everything else is what its archives hold.
     """
     assert handler_of(image, environ) == handler
+
+
+DLC = "763104351884.dkr.ecr.us-east-1.amazonaws.com"
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ("811284229777.dkr.ecr.us-east-1.amazonaws.com/blazingtext:1", "blazingtext"),
+        ("522234722520.dkr.ecr.us-east-1.amazonaws.com/forecasting-deepar:1", "forecasting-deepar"),
+        ("382416733822.dkr.ecr.us-east-1.amazonaws.com/randomcutforest@sha256:0123", "randomcutforest"),
+        ("object-detection", "object-detection"),
+        (f"{DLC}/tensorflow-inference:2.12.1-cpu", "tensorflow-inference"),
+        (f"{DLC}/tensorflow-inference-graviton:2.12.1-cpu", "tensorflow-inference-graviton"),
+        (
+            "520713654638.dkr.ecr.us-east-1.amazonaws.com/sagemaker-tensorflow-serving:1.12-cpu",
+            "sagemaker-tensorflow-serv",
+        ),
+        (
+            f"{DLC}/huggingface-pytorch-inference:2.1.0-transformers4.37.0-cpu-py310-ubuntu22.04",
+            "huggingface-pytorch-inf",
+        ),
+        (f"{DLC}/huggingface-pytorch-tgi-inference:2.1.1-tgi1.4.0-gpu", "huggingface-pytorch-tgi-inference"),
+        (f"{DLC}/huggingface-pytorch-inference-neuronx:1.13", "huggingface-pytorch-inference-neuronx"),
+        (f"{DLC}/huggingface-tensorflow-inference:2.11.1", "huggingface-tensorflow-inference"),
+        (f"{DLC}/djl-inference:0.27.0-deepspeed0.12.6", "djl-inference"),
+        ("007439368137.dkr.ecr.us-east-2.amazonaws.com/sagemaker-tritonserver:24.03-py3", "sagemaker-tritonserver"),
+        ("246618743249.dkr.ecr.us-west-2.amazonaws.com/sagemaker-sparkml-serving:3.3", "sagemaker-sparkml-serving"),
+        ("301217895009.dkr.ecr.us-west-2.amazonaws.com/xgboost-neo:latest", "xgboost-neo"),
+        ("156813124566.dkr.ecr.us-east-1.amazonaws.com/sagemaker-model-monitor-analyzer", "sagemaker-model-monitor"),
+    ],
+)
+def test_images_whose_models_are_not_served(image: str, name: str) -> None:
+    """
+    By AWS's names for them, with a script or without, unless the environment names a handler.
+    """
+    for environ in ({}, {"SAGEMAKER_PROGRAM": "inference.py"}):
+        assert refusal_of(image, environ).startswith(f"SageMaker's {name}")
+    for handler in ("script", "auto"):
+        assert refusal_of(image, {"POLYHOST_HANDLER": handler}) == ""
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        # Served.
+        f"{ECR}/sagemaker-xgboost:1.7-1", f"{ECR}/linear-learner:1", f"{ECR}/knn:1",
+        f"{ECR}/sagemaker-scikit-learn:1.2-1",
+        f"{DLC}/mxnet-inference:1.9.0-cpu-py38", f"{DLC}/pytorch-inference:2.1-cpu", f"{ECR}/sagemaker-base-python-310",
+        # Customers' own.
+        "polyhost:latest", "123456789012.dkr.ecr.us-east-1.amazonaws.com/my-blazingtext:1", "team/blazingtext-serving",
+        "huggingface-sentiment:3", "my-tensorflow-inference", "tensorflow-model-a:1", "ghcr.io/team/pca-and-more",
+        "any/image:1", ":/@",
+    ],
+)  # fmt: skip
+def test_images_that_are_taken(image: str) -> None:
+    """
+    Of kinds that are served, and all that AWS has not named.
+    """
+    assert refusal_of(image, {}) == ""

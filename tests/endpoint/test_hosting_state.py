@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from polyhost.endpoint.definitions import Container, Endpoint
-from polyhost.endpoint.hosting import Hosting
+from polyhost.endpoint.hosting import Hosting, HostingError
 from polyhost.endpoint.hosting.state import FILE, Resource, State
 from polyhost.errors import StartFailed
 
@@ -146,6 +146,158 @@ def test_an_endpoint_is_found_as_soon_as_it_is_answered(tmp_path: Path) -> None:
     assert changes == [["Mine"], ["Mine"], []]
 
 
+# Deployments
+
+
+class Deployer:
+    """What is deployed waits here until the test says what comes of it."""
+
+    def __init__(self) -> None:
+        self.begun: asyncio.Queue[str] = asyncio.Queue()
+        self.outcomes: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def __call__(self, endpoint: Endpoint) -> str | None:
+        self.begun.put_nowait(endpoint.variants[0].name)
+        return await self.outcomes.get()
+
+
+async def described(hosting: Hosting) -> tuple[str, str, str | None]:
+    answer = await hosting.call("DescribeEndpoint", {"EndpointName": "Mine"})
+    return answer["EndpointStatus"], answer["EndpointConfigName"], answer.get("FailureReason")
+
+
+async def hosting_of(folder: Path, deploy: Deployer) -> Hosting:
+    """With a model, and the configurations c and d of variants v and w."""
+    hosting = hosting_in(folder, deploy=deploy)
+    await hosting.start()
+    if not (await hosting.call("ListModels", {}))["Models"]:
+        await hosting.call("CreateModel", MODEL)
+        await hosting.call("CreateEndpointConfig", CONFIG)
+        other = {"EndpointConfigName": "d", "ProductionVariants": [{"ModelName": "m", "VariantName": "w"}]}
+        await hosting.call("CreateEndpointConfig", other)
+    return hosting
+
+
+UPDATE = {"EndpointName": "Mine", "EndpointConfigName": "d"}
+SERVED = ("InService", "d", None)
+
+
+def test_an_endpoint_that_cannot_be_served_has_failed(tmp_path: Path) -> None:
+    """
+    With the reason, also after a restart; it can be deleted and made again, or given another configuration.
+    """
+
+    async def use() -> None:
+        deploy = Deployer()
+        hosting = await hosting_of(tmp_path, deploy)
+        creating = asyncio.ensure_future(hosting.call("CreateEndpoint", ENDPOINT))
+        assert await deploy.begun.get() == "v"
+        assert await described(hosting) == ("Creating", "c", None)
+        with pytest.raises(HostingError, match=r'Cannot update in-progress endpoint "arn:.*/mine"'):
+            await hosting.call("UpdateEndpoint", UPDATE)
+        deploy.outcomes.put_nowait("there is no archive")
+        assert (await creating)["EndpointArn"].endswith("/mine")
+        assert await described(hosting) == ("Failed", "c", "there is no archive")
+        assert hosting.endpoint("Mine") is None
+        listed = await hosting.call("ListEndpoints", {"StatusEquals": "Failed"})
+        assert [row["EndpointName"] for row in listed["Endpoints"]] == ["Mine"]
+        weights = {"DesiredWeightsAndCapacities": [{"VariantName": "v", "DesiredWeight": 2}]}
+        with pytest.raises(HostingError, match="has failed: update it to a configuration that can be served"):
+            await hosting.call("UpdateEndpointWeightsAndCapacities", {"EndpointName": "Mine", **weights})
+        await hosting.stop()
+
+        hosting = await hosting_of(tmp_path, deploy)
+        assert await described(hosting) == ("Failed", "c", "there is no archive")
+        assert (hosting.endpoints(), deploy.begun.empty()) == ([], True)
+        for outcome, expected in (("nor is there here", ("Failed", "c", "nor is there here")), (None, SERVED)):
+            deploy.outcomes.put_nowait(outcome)
+            await hosting.call("UpdateEndpoint", UPDATE)
+            assert await described(hosting) == expected
+        assert hosting.endpoint("Mine") is not None
+        await hosting.call("DeleteEndpoint", {"EndpointName": "Mine"})
+        await hosting.stop()
+
+    asyncio.run(use())
+
+
+def test_an_update_that_cannot_be_served_changes_nothing(tmp_path: Path) -> None:
+    """
+    The endpoint is in service as before, and says why it was not updated.
+    """
+
+    async def use() -> None:
+        deploy = Deployer()
+        hosting = await hosting_of(tmp_path, deploy)
+        deploy.outcomes.put_nowait(None)
+        await hosting.call("CreateEndpoint", ENDPOINT)
+        assert await described(hosting) == ("InService", "c", None)
+        updating = asyncio.ensure_future(hosting.call("UpdateEndpoint", UPDATE))
+        assert [await deploy.begun.get() for _ in range(2)] == ["v", "w"]
+        assert await described(hosting) == ("Updating", "d", None)
+        deploy.outcomes.put_nowait("its script is dead")
+        await updating
+        assert await described(hosting) == ("InService", "c", "its script is dead")
+        assert await deploy.begun.get() == "v"
+        deploy.outcomes.put_nowait(None)
+        deploy.outcomes.put_nowait(None)
+        await hosting.call("UpdateEndpoint", UPDATE)
+        assert await described(hosting) == SERVED
+        await hosting.stop()
+
+    asyncio.run(use())
+
+
+def test_a_deployment_that_a_stop_interrupts_goes_on_with_the_next_start(tmp_path: Path) -> None:
+    """
+    Its end is kept then; of what was in service, a failure is no end.
+    """
+
+    async def use() -> None:
+        deploy = Deployer()
+        hosting = await hosting_of(tmp_path, deploy)
+        creating = asyncio.ensure_future(hosting.call("CreateEndpoint", ENDPOINT))
+        assert await deploy.begun.get() == "v"
+        await hosting.stop()
+        await creating
+
+        hosting = await hosting_of(tmp_path, deploy)
+        assert await described(hosting) == ("Creating", "c", None)
+        deploy.outcomes.put_nowait(None)
+        while await described(hosting) != ("InService", "c", None):
+            pass
+        await hosting.stop()
+
+        hosting = await hosting_of(tmp_path, deploy)
+        deploy.outcomes.put_nowait("the bucket is away")
+        assert [await deploy.begun.get() for _ in range(2)] == ["v", "v"]
+        assert await described(hosting) == ("InService", "c", None)
+        assert hosting.endpoint("Mine") is not None
+        await hosting.stop()
+
+    asyncio.run(use())
+
+
+def test_an_endpoint_that_is_deleted_while_it_is_made(tmp_path: Path) -> None:
+    """
+    Is gone, and another one of its name is another.
+    """
+
+    async def use() -> None:
+        deploy = Deployer()
+        hosting = await hosting_of(tmp_path, deploy)
+        creating = asyncio.ensure_future(hosting.call("CreateEndpoint", ENDPOINT))
+        assert await deploy.begun.get() == "v"
+        await hosting.call("DeleteEndpoint", {"EndpointName": "Mine"})
+        await creating
+        assert hosting.endpoints() == []
+        deploy.outcomes.put_nowait(None)
+        await hosting.call("CreateEndpoint", {**ENDPOINT, "EndpointConfigName": "d"})
+        assert await described(hosting) == SERVED
+        await hosting.stop()
+
+    asyncio.run(use())
+
+
 def test_what_a_policy_names(tmp_path: Path) -> None:
     """
     One form for each resource, whatever is sent.
@@ -165,6 +317,8 @@ def test_what_a_policy_names(tmp_path: Path) -> None:
     assert named("ListTags", ResourceArn="else") == "else"
     assert named("CreateModel", ModelName=["M"]) == f"{arns}model/['m']"
     assert named("CreateModel") == f"{arns}model/"
+    with pytest.raises(HostingError, match="CreateTrainingJob is not an operation of Polyhost"):
+        named("CreateTrainingJob")
 
 
 def test_a_disk_that_takes_nothing_more(tmp_path: Path) -> None:

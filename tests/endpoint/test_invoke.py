@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore import xform_name
 from botocore.exceptions import ClientError
 from conftest import ENGINES, Servers
 from support.endpoint import EndpointServer, packed
@@ -102,6 +105,17 @@ def test_models_answer_each_with_its_own_numbers(server: EndpointServer, folder:
     assert server.predict("new.tar.gz", HOUSE) == server.predict("houston.tar.gz", HOUSE)
 
 
+def test_a_slash_before_a_target_is_taken_and_left_out(server: EndpointServer) -> None:
+    """
+    As SageMaker takes it: model, log and measures are those of the name without it.
+    """
+    assert server.predict("/north/Zürich/boston.tar.gz", HOUSE) == server.predict("boston.tar.gz", HOUSE)
+    server.predict("/script.tar.gz", "hello", Accept="application/json")
+    server.process.wait_for_line("target=script.tar.gz ")
+    assert "target=/" not in server.process.log
+    assert 'model="/' not in server.request("GET", "/metrics").text
+
+
 def test_curl_needs_one_header(server: EndpointServer) -> None:
     """
     The one that SageMaker puts on what it sends to a container.
@@ -149,7 +163,9 @@ def test_models_see_no_credentials_and_no_signature(server: EndpointServer) -> N
     [
         ("nothing.tar.gz", "Failed to download model data"),
         ("../boston.tar.gz", "cannot be the name of a model"),
-        ("/etc/passwd", "cannot be the name of a model"),
+        ("/etc/passwd", "Failed to download model data"),
+        ("//boston.tar.gz", "cannot be the name of a model"),
+        ("/../boston.tar.gz", "cannot be the name of a model"),
         ("a//b.tar.gz", "cannot be the name of a model"),
         ("text.tar.gz", "Failed to extract model data archive"),
         ("north", "north"),
@@ -176,8 +192,89 @@ def test_what_botocore_would_not_send_is_refused(server: EndpointServer) -> None
     assert "TargetModel" in no_target.json()["Message"]
     not_utf8 = invoke(server, "b\xff")
     assert (not_utf8.status, not_utf8.fields["x-amzn-errortype"]) == (400, "ValidationError")
-    large = invoke(server, "boston.tar.gz", "x" * 6_291_457)
-    assert large.status == 413
+
+
+# Bodies that are too large
+
+
+def sent(server: EndpointServer, path: str, size: int, *, is_chunked: bool = False, **headers: str) -> Answer:
+    """A client that sends all before it reads, as most do."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    body: bytes | Iterator[bytes] = bytes(size)
+    if is_chunked:
+        body = (bytes(65_536) for _ in range(size // 65_536))
+        headers["Transfer-Encoding"] = "chunked"
+    try:
+        connection.request("POST", path, body, headers, encode_chunked=is_chunked)
+        response = connection.getresponse()
+        return Answer(response.status, tuple(response.getheaders()), response.read())
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("size", [6_291_457, 6_553_501, 8_000_000, 64_000_000])
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+def test_a_body_over_the_limit_is_told_so(server: EndpointServer, size: int, connection: str) -> None:
+    """
+    In AWS's words, a little over it and far: the client can read them although much of its body was not wanted.
+    """
+    for path in ("/endpoints/polyhost/invocations", "/invocations"):
+        answer = sent(server, path, size, Connection=connection)
+        assert (answer.status, answer.fields["x-amzn-errortype"]) == (413, "ValidationError")
+        assert answer.json()["Message"] == "HTTP content length exceeded 6291456 bytes: send less in each request."
+        assert answer.fields["x-amzn-requestid"]
+
+
+@pytest.mark.parametrize("size", [6_553_501, 64_000_000])
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+def test_a_body_over_the_containers_limit_is_told_so(server: EndpointServer, size: int, connection: str) -> None:
+    """
+    On the routes of Multi Model Server, in its JSON.
+    """
+    for path in ("/models/any/invoke", "/predictions/any", "/models"):
+        answer = sent(server, path, size, Connection=connection)
+        assert (answer.status, answer.json()["type"]) == (413, "RequestEntityTooLargeException")
+        assert "may have 6553500 bytes" in answer.message
+
+
+def test_a_body_of_unknown_length_over_the_limit_is_told_so(server: EndpointServer) -> None:
+    """
+    Sent in chunks; and by clients of the control plane, of STS and of the dashboard, each in its own form.
+    """
+    answer = sent(server, "/endpoints/polyhost/invocations", 32_000_000, is_chunked=True)
+    assert (answer.status, answer.fields["x-amzn-errortype"]) == (413, "ValidationError")
+    assert "6291456 bytes" in answer.json()["Message"]
+    assert "6553500" in sent(server, "/models/any/invoke", 32_000_000, is_chunked=True).message
+    control_plane = sent(server, "/", 32_000_000, **{"X-Amz-Target": "SageMaker.CreateModel"})
+    assert (control_plane.status, control_plane.json()["__type"]) == (413, "RequestEntityTooLargeException")
+    assert "bytes at most" in control_plane.json()["message"]
+    assert "6553500 bytes" in sent(server, "/dashboard/login", 32_000_000).json()["Message"]
+    assert "<Message>HTTP content length exceeded 6553500 bytes" in sent(server, "/", 32_000_000).text
+
+
+def test_boto3_reads_what_is_said_of_a_large_body(server: EndpointServer) -> None:
+    """
+    And the next call on the same client is answered.
+    """
+    client = server.client("sagemaker-runtime")
+    call = {"EndpointName": "polyhost", "TargetModel": "boston.tar.gz", "ContentType": "text/csv"}
+    for size in (6_291_457, 64_000_000):
+        with pytest.raises(client.exceptions.ValidationError, match="HTTP content length exceeded 6291456 bytes"):
+            client.invoke_endpoint(Body=bytes(size), **call)
+        assert client.invoke_endpoint(Body=HOUSE, **call)["ResponseMetadata"]["HTTPStatusCode"] == 200
+
+
+def test_a_client_that_asks_first_need_not_send_its_body(server: EndpointServer) -> None:
+    """
+    `Expect: 100-continue` is answered 413 at once.
+    """
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+        client.sendall(
+            b"POST /invocations HTTP/1.1\r\nHost: here\r\nContent-Length: 64000000\r\nExpect: 100-continue\r\n\r\n"
+        )
+        answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"exceeded 6291456 bytes" in answer
 
 
 def test_what_is_not_there_is_said(server: EndpointServer) -> None:
@@ -192,6 +289,24 @@ def test_what_is_not_there_is_said(server: EndpointServer) -> None:
     _, error = error_of(server, TargetModel="boston.tar.gz", TargetContainerHostname="a")
     assert "TargetContainerHostname is not supported" in str(error)
     assert server.request("GET", "/endpoints/polyhost/invocations").status in (404, 405)
+
+
+def test_other_operations_of_the_runtime_are_refused_by_name(server: EndpointServer) -> None:
+    """
+    All that botocore knows, and what it does not know yet.
+    """
+    client = server.client("sagemaker-runtime")
+    model = client.meta.service_model
+    others = [operation for operation in model.operation_names if operation != "InvokeEndpoint"]
+    assert {"InvokeEndpointAsync", "InvokeEndpointWithResponseStream"} <= set(others)
+    for operation in others:
+        required = model.operation_model(operation).input_shape.required_members
+        given = {"EndpointName": "polyhost", "InputLocation": "s3://bucket/key"}
+        with pytest.raises(client.exceptions.ValidationError, match=f"{operation} is not an operation of Polyhost"):
+            getattr(client, xform_name(operation))(**{name: given.get(name, b"") for name in required})
+    answer = server.request("POST", "/endpoints/polyhost/invocations-from-tomorrow", HOUSE)
+    assert (answer.status, answer.fields["x-amzn-errortype"]) == (400, "ValidationError")
+    assert "/endpoints/NAME/invocations-from-tomorrow is not an operation of Polyhost" in answer.json()["Message"]
 
 
 def test_mmss_own_routes_are_there_too(server: EndpointServer, samples_folder: Path) -> None:

@@ -172,7 +172,7 @@ def test_what_is_gone_leaves_room() -> None:
     measures.invocation(call("d"))
     assert models(measures) == {"c": 1, "d": 1}
 
-    measures.forget("c")
+    measures.forget("polyhost", "AllTraffic", "c")
     measures.invocation(call("e"))
     assert models(measures) == {"d": 1, "e": 1, "(other)": 1}
 
@@ -254,10 +254,34 @@ def test_a_forgotten_models_series_ends_and_the_sum_stays(measures: Measures) ->
     """
     for target in ("a", "a", "b"):
         measures.invocation(call(target))
-    measures.forget("a")
-    measures.forget("never seen")
+    measures.forget("polyhost", "AllTraffic", "a")
+    measures.forget("polyhost", "AllTraffic", "never seen")
 
     assert models(measures) == {"b": 1, "(other)": 2}
+
+
+def test_a_model_is_forgotten_where_its_archive_is_gone(measures: Measures) -> None:
+    """
+    The model of that name behind another endpoint goes on.
+    """
+    for endpoint in ("one", "two"):
+        measures.invocation(call("a", endpoint=endpoint))
+    measures.forget("one", "AllTraffic", "a")
+
+    assert value(measures, "per_model_invocations_total", endpoint="one", model="(other)") == 1
+    assert value(measures, "per_model_invocations_total", endpoint="two", model="a") == 1
+
+
+def test_models_that_end_with_their_endpoint_bring_no_series_back(measures: Measures) -> None:
+    """
+    They are unloaded when it is gone; that is an event all the same.
+    """
+    measures.loaded("one", "AllTraffic", "a", download_secs=0.0, load_secs=0.1)
+    measures.forget_endpoint("one")
+    measures.unloaded("one", "AllTraffic", "a", 0.1, was_evicted=False)
+
+    assert not [sample for sample in samples(measures) if sample.labels.get("endpoint") == "one"]
+    assert [event.kind for event in measures.snapshot().events] == ["load", "unload"]
 
 
 def test_a_model_called_as_the_sum_is_part_of_it(measures: Measures) -> None:
@@ -266,7 +290,7 @@ def test_a_model_called_as_the_sum_is_part_of_it(measures: Measures) -> None:
     """
     measures.invocation(call("(other)"))
     measures.loaded("polyhost", "AllTraffic", "(other)", download_secs=0.0, load_secs=0.1)
-    measures.forget("(other)")
+    measures.forget("polyhost", "AllTraffic", "(other)")
 
     assert models(measures) == {"(other)": 1}
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, WaiterError
+from prometheus_client.parser import text_string_to_metric_families
 from support.endpoint import EndpointServer, packed
 
 ROLE = "arn:aws:iam::000000000000:role/any"
@@ -120,16 +121,26 @@ def container(server: EndpointServer, path: str, **more: Any) -> dict[str, Any]:
     return {"Image": "any/image:1", "ModelDataUrl": f"file://{server.models}/{path}", **more}
 
 
-def deployed(server: EndpointServer, name: str, *containers: dict[str, Any]) -> str:
+def configured(server: EndpointServer, name: str, *containers: dict[str, Any]) -> str:
     sagemaker = server.client("sagemaker")
     sagemaker.create_model(ModelName=name, ExecutionRoleArn=ROLE, Containers=list(containers))
     variant = {
         "ModelName": name, "VariantName": "AllTraffic", "InitialInstanceCount": 1, "InstanceType": "ml.m5.large",
     }  # fmt: skip
     sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
-    sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
-    assert sagemaker.describe_endpoint(EndpointName=name)["EndpointStatus"] == "InService"
     return name
+
+
+def deployed(server: EndpointServer, name: str, *containers: dict[str, Any]) -> str:
+    sagemaker = server.client("sagemaker")
+    sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=configured(server, name, *containers))
+    wait_for(server, name)
+    return name
+
+
+def wait_for(server: EndpointServer, name: str) -> None:
+    """In service at the first look, unless the machine is very slow."""
+    server.client("sagemaker").get_waiter("endpoint_in_service").wait(EndpointName=name, WaiterConfig={"Delay": 1})
 
 
 def test_a_preprocessor_before_a_multi_model_learner(server: EndpointServer) -> None:
@@ -208,6 +219,138 @@ def test_a_containers_variables_and_code_reach_its_models(server: EndpointServer
         for target in ("a", "b"):
             answer = json.loads(server.predict(f"{target}.tar.gz", "x", "text/plain", EndpointName=name))
             assert answer == {"model": target, "variable": name, "data": "x"}
+
+
+DEAD = "import json\n\ndef model_fn(model_dir):\n    raise KeyError('weights')\n"
+MISSING = "cannot be started: Failed to download model data(folder: "
+
+
+@pytest.mark.parametrize(
+    ("paths", "reason"),
+    [
+        (["nowhere.tar.gz"], f"The primary container for production variant AllTraffic {MISSING}"),
+        (
+            ["dead.tar.gz"],
+            "The primary container for production variant AllTraffic did not pass the ping health check: Unable to",
+        ),
+        (
+            ["houston.tar.gz", "nowhere.tar.gz"],
+            f"The container container-2 for production variant AllTraffic {MISSING}",
+        ),
+    ],
+)
+def test_an_endpoint_whose_container_does_not_start_has_failed(
+    server: EndpointServer, tmp_path: Path, paths: list[str], reason: str
+) -> None:
+    """
+    DescribeEndpoint says why, boto3's waiter ends at once, and nobody is served by it.
+    """
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "inference.py").write_text(DEAD)
+    packed(tmp_path, server.models / "dead.tar.gz")
+    name = f"failed-{len(paths)}-{paths[0].partition('.')[0]}"
+    sagemaker = server.client("sagemaker")
+    config = configured(server, name, *(container(server, path) for path in paths))
+    sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=config)
+    with pytest.raises(WaiterError):
+        wait_for(server, name)
+
+    described = sagemaker.describe_endpoint(EndpointName=name)
+    assert described["EndpointStatus"] == "Failed"
+    assert described["FailureReason"].startswith(reason)
+    assert "Traceback" not in described["FailureReason"]
+    with pytest.raises(ClientError, match=f"Endpoint {name} of account 000000000000 not found"):
+        server.predict(None, HOUSE, EndpointName=name)
+    sagemaker.delete_endpoint(EndpointName=name)
+
+
+def test_an_update_that_does_not_start_leaves_the_endpoint_as_it_was(server: EndpointServer) -> None:
+    """
+    In service, with the reason; a weight can be changed, and the next update is an update.
+    """
+    sagemaker = server.client("sagemaker")
+    deployed(server, "steady", container(server, "houston.tar.gz"))
+    houston = server.predict(None, HOUSE, EndpointName="steady")
+    for path, status in (("nowhere.tar.gz", ("steady", houston)), ("boston.tar.gz", ("steady-boston", None))):
+        config = configured(server, f"steady-{path.partition('.')[0]}", container(server, path))
+        sagemaker.update_endpoint(EndpointName="steady", EndpointConfigName=config)
+        wait_for(server, "steady")
+        described = sagemaker.describe_endpoint(EndpointName="steady")
+        assert (described["EndpointStatus"], described["EndpointConfigName"]) == ("InService", status[0])
+        assert (MISSING in described.get("FailureReason", "")) == (status[1] is not None)
+        answer = server.predict(None, HOUSE, EndpointName="steady")
+        assert (answer == houston) == (status[1] is not None)
+        weight = [{"VariantName": "AllTraffic", "DesiredWeight": 2.0}]
+        sagemaker.update_endpoint_weights_and_capacities(EndpointName="steady", DesiredWeightsAndCapacities=weight)
+        assert server.predict(None, HOUSE, EndpointName="steady") == answer
+
+
+def test_a_new_endpoint_has_the_code_that_is_there_now(server: EndpointServer, tmp_path: Path) -> None:
+    """
+    Overwritten a moment ago: one from before goes on with what it has, until it is updated or made again.
+    """
+    sagemaker = server.client("sagemaker")
+    environment = {
+        "SAGEMAKER_PROGRAM": "serve_it.py",
+        "SAGEMAKER_SUBMIT_DIRECTORY": f"file://{server.models}/changing.tar.gz",
+    }
+    of = container(server, "plain/", Mode="MultiModel", Environment=environment)
+
+    def overwrite(version: str) -> None:
+        (tmp_path / "serve_it.py").write_text(SAYS.replace('os.environ.get("SAYS", "")', repr(version)))
+        packed(tmp_path, server.models / "changing.tar.gz")
+
+    def version(endpoint: str) -> str:
+        return str(json.loads(server.predict("a.tar.gz", "x", "text/plain", EndpointName=endpoint))["variable"])
+
+    overwrite("1")
+    deployed(server, "code-old", of)
+    assert version("code-old") == "1"
+    overwrite("2")
+    deployed(server, "code-new", of)
+    assert (version("code-new"), version("code-old")) == ("2", "1")
+    sagemaker.update_endpoint(EndpointName="code-old", EndpointConfigName="code-new")
+    wait_for(server, "code-old")
+    assert version("code-old") == "2"
+    overwrite("3")
+    sagemaker.delete_endpoint(EndpointName="code-new")
+    sagemaker.create_endpoint(EndpointName="code-new", EndpointConfigName="code-new")
+    wait_for(server, "code-new")
+    assert (version("code-new"), version("code-old")) == ("3", "2")
+
+
+def test_endpoints_of_equal_containers_report_each_for_itself(server: EndpointServer) -> None:
+    """
+    Loaded models, hits and loads; a deleted one takes only its own away.
+    """
+
+    def reported(endpoint: str) -> tuple[float, float, float, float]:
+        page = server.request("GET", "/metrics").text
+        values = {
+            (sample.name, sample.labels.get("variant")): sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+            if sample.labels.get("endpoint") == endpoint
+        }
+        names = (
+            "loaded_model_count",
+            "model_loading_time_seconds_count",
+            "model_cache_hits_total",
+            "invocations_total",
+        )
+        return tuple(values.get((f"polyhost_{name}", "AllTraffic"), 0.0) for name in names)
+
+    sagemaker = server.client("sagemaker")
+    for name in ("twin-a", "twin-b"):
+        deployed(server, name, container(server, "", Mode="MultiModel"))
+    for name, calls in (("twin-a", 3), ("twin-b", 2)):
+        for _ in range(calls):
+            server.predict("houston.tar.gz", HOUSE, EndpointName=name)
+    assert (reported("twin-a"), reported("twin-b")) == ((1, 1, 2, 3), (1, 1, 1, 2))
+    sagemaker.delete_endpoint(EndpointName="twin-a")
+    assert reported("twin-a") == (0, 0, 0, 0)
+    server.predict("houston.tar.gz", HOUSE, EndpointName="twin-b")
+    assert reported("twin-b") == (1, 1, 2, 3)
 
 
 def test_traffic_splits_by_weight(server: EndpointServer) -> None:

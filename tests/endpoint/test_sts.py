@@ -255,19 +255,34 @@ def test_other_actions_are_refused_with_a_list(address: str) -> None:
     )
 
 
-def test_without_access_control_everybody_is_root(open_address: str) -> None:
+def test_without_access_control_everybody_is_in_a_role(open_address: str) -> None:
     """
-    The SageMaker SDK asks; whatever key it signs with, or none.
+    `get_execution_role()` of the SageMaker SDK wants one; whatever key it signs with, or none.
     """
     answer = client(open_address, {"key": "any", "secret": "any"}).get_caller_identity()
-    assert answer["Arn"] == "arn:aws:iam::000000000000:root"
-    assert answer["Account"] == answer["UserId"] == OFF_ACCOUNT
+    assert re.fullmatch(f"arn:aws:sts::{OFF_ACCOUNT}:assumed-role/[a-z]+/[a-z]+", answer["Arn"])
+    assert answer["Account"] == OFF_ACCOUNT
+    assert answer["UserId"].startswith("AROA")
     assert requests.post(open_address, "Action=GetCallerIdentity", timeout=30).status_code == 200
 
+
+def test_without_access_control_a_role_that_was_assumed_is_known(open_address: str) -> None:
+    """
+    Any role may be; a token that is somebody else's, or none, changes nothing.
+    """
     role = "arn:aws:iam::999999999999:role/SageMakerRole"
     answer = client(open_address, ANNA).assume_role(RoleArn=role, RoleSessionName="sdk", DurationSeconds=43200)
-    assert answer["AssumedRoleUser"]["Arn"] == "arn:aws:sts::999999999999:assumed-role/SageMakerRole/sdk"
-    assert client(open_address, keys_of(answer["Credentials"])).get_caller_identity()["Account"] == OFF_ACCOUNT
+    arn = "arn:aws:sts::999999999999:assumed-role/SageMakerRole/sdk"
+    assert answer["AssumedRoleUser"]["Arn"] == arn
+    identity = client(open_address, keys_of(answer["Credentials"])).get_caller_identity()
+    assert (identity["Arn"], identity["Account"]) == (arn, "999999999999")
+    assert identity["UserId"] == answer["AssumedRoleUser"]["AssumedRoleId"]
+    for token in ("FwoGZXIvYXdzEBYaD", "gA==", "OTk5OTk5OTk5OTk5L2EvPGI-", "!", "é"):
+        answer = requests.post(
+            open_address, "Action=GetCallerIdentity", headers={"X-Amz-Security-Token": token.encode()}, timeout=30
+        )
+        assert answer.status_code == 200
+        assert f"<Account>{OFF_ACCOUNT}</Account>" in answer.text
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,10 @@ class App:
         self._served += 1
         return await protocol.answer(self._hosting, request, f"request-{self._served}", authorize)
 
-    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> bool:
-        return False
+    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> Coroutine[Any, Any, Reply]:
+        return self.answer(request)
 
-    def too_large(self) -> Reply:
+    def too_large(self, request: Request) -> Reply:
         return Reply(b"", 413, (), closes=True)
 
 

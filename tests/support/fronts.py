@@ -21,11 +21,10 @@ class _App:
     async def answer(self, request: Request) -> Reply:
         return self._reply_to(request)
 
-    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> bool:
+    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> None:
         done(self._reply_to(request))
-        return True
 
-    def too_large(self) -> Reply:
+    def too_large(self, request: Request) -> Reply:
         return Reply(b"", 413, ())
 
 

@@ -12,13 +12,13 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from polyhost.api.http import Headers, Reply, Request
 from polyhost.api.openapi import api_document, model_document
-from polyhost.engine.errors import BadRequest, EngineError, MethodNotAllowed, RouteNotFound
+from polyhost.engine.errors import BadRequest, BodyTooLarge, EngineError, MethodNotAllowed, RouteNotFound
 from polyhost.engine.protocol import Answer, Engine, Item, Registration
 from polyhost.metrics import CONTENT_TYPE, Metrics
 
@@ -85,7 +85,10 @@ class ContainerApi:
             result = error_result(EngineError(f"Internal error: the server's log has request {request_id}."))
         return _reply(result, request_id)
 
-    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> bool:
+    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> Coroutine[Any, Any, Reply] | None:
+        return None if self._has_begun(request, done) else self.answer(request)
+
+    def _has_begun(self, request: Request, done: Callable[[Reply], None]) -> bool:
         path = request.path
         if not (path.startswith("/models/") and path.endswith("/invoke")) or request.query or not self._is_whole:
             return False
@@ -100,9 +103,12 @@ class ContainerApi:
             lambda error: done(_reply(error_result(error), request_id)),
         )
 
-    def too_large(self) -> Reply:
-        """With nothing in it, as MMS answers."""
-        return Reply(b"", 413, (), closes=None)
+    def too_large(self, request: Request) -> Reply:  # noqa: ARG002 - all routes have one limit
+        error = BodyTooLarge(
+            f"The body of a request may have {self.max_request_bytes} bytes: send less in each request, or set "
+            "SAGEMAKER_MAX_REQUEST_SIZE to more bytes."
+        )
+        return _reply(error_result(error), next(self._ids))
 
     async def _route(self, request: Request, request_id: str) -> Result:
         parts = request.path.split("/")[1:]

@@ -2,6 +2,7 @@
 Everything that a server with an endpoint answers, on one port: which part of it a request is for.
 
     POST /endpoints/NAME/invocations, /invocations     runtime.py     InvokeEndpoint
+    POST /endpoints/NAME/…                        here           other operations of the runtime, which are refused
     POST / with X-Amz-Target                           hosting.py     the control plane
     POST / with a form                                 sts.py         who am I, AssumeRole
     POST /refresh                                      here           look at buckets and folders now
@@ -15,18 +16,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from polyhost.api import hosting as hosting_api
 from polyhost.api.container import ContainerApi, registration_of, request_ids
 from polyhost.api.http import Reply, Request
 from polyhost.api.ops import DashboardApi
-from polyhost.api.runtime import RuntimeApi, error_reply
+from polyhost.api.runtime import RuntimeApi, error_reply, unsupported
 from polyhost.api.sts import Sts
 from polyhost.endpoint.access import Access
 from polyhost.endpoint.cache import ModelCache
-from polyhost.endpoint.errors import AccessDenied, EndpointError, NotAuthenticated, ValidationError
+from polyhost.endpoint.errors import AccessDenied, BodyTooLarge, EndpointError, NotAuthenticated, ValidationError
 from polyhost.endpoint.hosting import Hosting
 from polyhost.endpoint.measures import Measures
 from polyhost.endpoint.traffic import Traffic
@@ -50,23 +52,17 @@ class EndpointApi:
         measures: Measures,
         access: Access | None,
         dashboard: DashboardApi,
-        followed: Callable[[], Awaitable[None]],
         *,
         own_endpoint: str | None,
         account_id: str,
         region: str,
     ) -> None:
-        """
-        `followed` returns when what clients have made of endpoints is what serves.
-
-        `access`: None where everybody may call everything.
-        """
+        """`access`: None where everybody may call everything."""
         self.max_request_bytes = container.max_request_bytes
         self._container = container
         self._hosting = hosting
         self._cache = cache
         self._access = access
-        self._followed = followed
         self._dashboard = dashboard
         self._resources = f"arn:aws:polyhost:{region}:{account_id}:loaded-model/"
         self._sts = Sts(access, account_id)
@@ -82,22 +78,39 @@ class EndpointApi:
 
     async def answer(self, request: Request) -> Reply:
         request_id = next(self._ids)
+        return await self._answered(self._answer(request, request_id), request_id)
+
+    async def _answered(self, answering: Coroutine[Any, Any, Reply], request_id: str) -> Reply:
         try:
-            return await self._answer(request, request_id)
+            return await answering
         except EndpointError as error:
             return error_reply(error, request_id)
         except Exception:
             logger.exception("request %s failed", request_id)
             return error_reply(EndpointError(f"Internal error: the server's log has request {request_id}."), request_id)
 
-    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> bool:
+    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> Coroutine[Any, Any, Reply] | None:
         endpoint = self._runtime.endpoint_of(request)
         if endpoint is not None:
-            return self._runtime.answer_soon(request, endpoint, next(self._ids), done)
-        return self._access is None and self._container.answer_soon(request, done)
+            request_id = next(self._ids)
+            rest = self._runtime.answer_soon(request, endpoint, request_id, done)
+            return None if rest is None else self._answered(rest, request_id)
+        if self._access is None and request.path.startswith("/models/"):
+            return self._container.answer_soon(request, done)
+        return self.answer(request)
 
-    def too_large(self) -> Reply:
-        return self._container.too_large()
+    def too_large(self, request: Request) -> Reply:
+        """In the words of the part that the request is for. Nobody's signature was looked at: it covers the body."""
+        endpoint = self._runtime.endpoint_of(request)
+        if endpoint is not None:
+            return self._runtime.too_large(request, endpoint, next(self._ids), self.max_request_bytes)
+        if request.path == "/" and request.method == "POST":
+            if hosting_api.TARGET_HEADER in request.headers:
+                return hosting_api.too_large(next(self._ids))
+            return self._sts.too_large(self.max_request_bytes, next(self._ids))
+        if self._dashboard.is_for(request):
+            return error_reply(BodyTooLarge(self.max_request_bytes), next(self._ids))
+        return self._container.too_large(request)
 
     async def _answer(self, request: Request, request_id: str) -> Reply:
         """Raises EndpointError."""
@@ -105,17 +118,16 @@ class EndpointApi:
         if endpoint is not None and request.method == "POST":
             return await self._runtime.answer(request, endpoint, request_id)
         if request.method == "POST" and request.path == "/":
-            if "x-amz-target" in request.headers:
-                reply = await hosting_api.answer(
+            if hosting_api.TARGET_HEADER in request.headers:
+                return await hosting_api.answer(
                     self._hosting,
                     request,
                     request_id,
                     lambda action, resource: self._authorize(request, action, resource, {}),
                 )
-                if request.headers["x-amz-target"].startswith("SageMaker.UpdateEndpoint"):
-                    await self._followed()
-                return reply
             return self._sts.answer(request, request_id)
+        if request.path.startswith("/endpoints/") and request.method == "POST":
+            raise ValidationError(unsupported(request))
         if request.method == "POST" and request.path == "/refresh":
             self._authorize(request, "polyhost:Refresh", "*", {})
             await self._cache.refresh()

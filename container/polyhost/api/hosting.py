@@ -42,6 +42,15 @@ async def answer(hosting: Hosting, request: Request, request_id: str, authorize:
         return _error("InternalFailure", f"Internal error: the server's log has request {request_id}.", 500, request_id)
 
 
+def too_large(request_id: str) -> Reply:
+    error = _body_too_large()
+    return _error(error.code, error.message, error.status, request_id)
+
+
+def _body_too_large() -> HostingError:
+    return HostingError("RequestEntityTooLargeException", f"A request has {_MOST_BYTES} bytes at most.", 413)
+
+
 def _operation_of(request: Request) -> str:
     target = request.headers.get(TARGET_HEADER, "")
     if request.method != "POST" or not target.startswith(_SERVICE):
@@ -53,7 +62,7 @@ def _operation_of(request: Request) -> str:
 
 def _parameters_of(request: Request) -> dict[str, Any]:
     if len(request.body) > _MOST_BYTES:
-        raise HostingError("RequestEntityTooLargeException", f"A request has {_MOST_BYTES} bytes at most.", 413)
+        raise _body_too_large()
     try:
         parameters = json.loads(request.body or b"{}", parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, NamedTuple, Protocol
 
 import httptools
@@ -27,6 +27,9 @@ _NOT_SHORT = frozenset((b"expect", b"upgrade", b"transfer-encoding"))
 
 
 _GOODBYE_SECS = 0.5
+# How long a client that is still sending is read from after its reply: in all, and with nothing coming.
+_LINGER_SECS = 30.0
+_LINGER_SILENT_SECS = 5.0
 
 _CONNECTION = {
     None: b"content-length: %d\r\n\r\n",
@@ -65,11 +68,16 @@ class App(Protocol):
     async def answer(self, request: Request) -> Reply:
         """Raises nothing."""
 
-    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> bool:
-        """Begin to answer a POST without a task; False where that cannot be done: then `answer`. Raises nothing."""
+    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> Coroutine[Any, Any, Reply] | None:
+        """
+        Begin to answer a POST without a task: `done` is called with the reply, now or later.
 
-    def too_large(self) -> Reply:
-        """The reply to a body of more than `max_request_bytes`."""
+        Where something must be waited for, it is not called: the caller runs what is returned, which goes on from
+        what was already decided. Raises nothing.
+        """
+
+    def too_large(self, request: Request) -> Reply:
+        """The reply to a body of more than `max_request_bytes`, which `request` comes without."""
 
 
 class TooLarge(Exception):
@@ -137,6 +145,9 @@ class ShortWay(HttpToolsProtocol):
         self._app = app
         self._idle_since = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._linger_until = 0.0
+        self._last_data_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -165,8 +176,42 @@ class ShortWay(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
+        for timer in (self._idle_timer, self._linger_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        if self._linger_timer is None:
+            super().data_received(data)
+        else:
+            self._last_data_at = self.loop.time()
+
+    def close_after_reply(self) -> None:
+        """
+        Close, but not at once where the client is still sending a body that nobody wants.
+
+        A connection that is closed with bytes unread is reset, and the client may lose the reply. So what comes is
+        read and dropped until the client has closed, for a limited time.
+        """
+        if not self.cycle.more_body:
+            self.transport.close()
+            return
+        now = self.loop.time()
+        self._linger_until = now + _LINGER_SECS
+        self._last_data_at = now
+        self._look_whether_the_client_has_gone()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+
+    def _look_whether_the_client_has_gone(self) -> None:
+        now = self.loop.time()
+        ends_at = min(self._linger_until, self._last_data_at + _LINGER_SILENT_SECS)
+        if now >= ends_at:
+            self.transport.close()
+            self._end_soon()
+        else:
+            self._linger_timer = self.loop.call_later(ends_at - now, self._look_whether_the_client_has_gone)
 
     def on_message_begin(self) -> None:
         # uvicorn's own prepares a scope for ASGI: later, if this is not short.
@@ -188,6 +233,7 @@ class ShortWay(HttpToolsProtocol):
             self.url = url
             self.headers.extend(headers)
             super().on_headers_complete()
+            self.cycle.transport = _Closing(self.transport, self.close_after_reply)
             return
         self.cycle = _Exchange(keep_alive=self.parser.should_keep_alive())
 
@@ -223,13 +269,14 @@ class ShortWay(HttpToolsProtocol):
             target, query = url.path.decode("latin-1"), (url.query or b"").decode("latin-1")
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers}
         request = Request("POST", target, query, headers, cycle.body)
-        if not self._app.answer_soon(request, functools.partial(self._finish, cycle)):
-            task = self.loop.create_task(self._answer(cycle, request))
+        rest = self._app.answer_soon(request, functools.partial(self._finish, cycle))
+        if rest is not None:
+            task = self.loop.create_task(self._answer(cycle, rest))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 
-    async def _answer(self, cycle: _Exchange, request: Request) -> None:
-        self._finish(cycle, await self._app.answer(request))
+    async def _answer(self, cycle: _Exchange, rest: Coroutine[Any, Any, Reply]) -> None:
+        self._finish(cycle, await rest)
 
     def _finish(self, cycle: _Exchange, reply: Reply) -> None:
         if cycle.disconnected:
@@ -243,6 +290,15 @@ class ShortWay(HttpToolsProtocol):
         self.on_response_complete()
 
 
+class _Closing:
+    """What uvicorn's own cycle sees of a transport: its `close` is ours."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.close = close
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+
+
 class Asgi:
     """The application for everything that does not go the short way."""
 
@@ -252,22 +308,22 @@ class Asgi:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        request = Request(
+            scope["method"],
+            scope["raw_path"].decode("latin-1"),
+            scope["query_string"].decode("latin-1"),
+            {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]},
+            b"",
+        )
         try:
             body = await self._body(scope, receive)
         except TooLarge:
-            reply = self.app.too_large()
+            # What is left of the body is not read, so that nothing else can come on this connection.
+            reply = self.app.too_large(request)._replace(closes=True)
         except asyncio.IncompleteReadError:
             return
         else:
-            reply = await self.app.answer(
-                Request(
-                    scope["method"],
-                    scope["raw_path"].decode("latin-1"),
-                    scope["query_string"].decode("latin-1"),
-                    {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]},
-                    body,
-                ),
-            )
+            reply = await self.app.answer(request._replace(body=body))
         head = head_of(reply).split(b"\r\n")[1:-2]
         headers = [tuple(line.split(b": ", 1)) for line in head]
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})

@@ -330,8 +330,9 @@ class DashboardApi:
         """Raises ValidationError."""
         for endpoint, variant, index in _containers(self._hosting.endpoints()):
             if container in (None, _id(endpoint, variant, index)):
-                shelf = self._cache.shelf(variant.containers[index], endpoint.name, variant.name)
-                return _Chosen(endpoint, Place(shelf, endpoint.name, variant.name))
+                lane = self._traffic.route(endpoint.name).choose(variant.name)
+                if index < len(lane.shelves):  # an update may be on its way
+                    return _Chosen(endpoint, Place(lane.shelves[index], endpoint.name, variant.name))
         raise ValidationError("There is no such container any more." if container else "There is no endpoint yet.")
 
     # What can be done

@@ -10,14 +10,14 @@ import asyncio
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from polyhost.api.http import Headers, Reply, Request
 from polyhost.endpoint.artifacts import check_key
 from polyhost.endpoint.cache import ShelfClosed, Timing
-from polyhost.endpoint.errors import EndpointError, ModelError, ValidationError
+from polyhost.endpoint.errors import BodyTooLarge, EndpointError, ModelError, ValidationError
 from polyhost.endpoint.measures import Call, Measures
 from polyhost.endpoint.traffic import Lane, Traffic
 from polyhost.engine.protocol import Answer, Item
@@ -43,6 +43,12 @@ _UNSUPPORTED = {
     "x-amzn-sagemaker-target-container-hostname": "TargetContainerHostname",
     "x-amzn-sagemaker-inference-component": "InferenceComponentName",
     "x-amzn-sagemaker-enable-explanations": "EnableExplanations",
+}
+# The service's other operations, by the end of their paths.
+_NOT_HERE = {
+    "async-invocations": "InvokeEndpointAsync is not an operation of Polyhost, which answers at once",
+    "invocations-response-stream": "InvokeEndpointWithResponseStream is not an operation of Polyhost, which answers "
+    "in one piece",
 }
 
 
@@ -91,11 +97,7 @@ class RuntimeApi:
         return None
 
     async def answer(self, request: Request, endpoint: str, request_id: str) -> Reply:
-        asked = Asked(request_id, endpoint, "", "", Item(request_id, {}, "", request.body), time.perf_counter())
-        lane: Lane | None = None
-        was_hit: bool | None = None
-        timing = Timing()
-        answer: Answer | EndpointError
+        asked: Asked | None = None
         try:
             asked = _asked(request, endpoint, request_id)
             if self._authorize is not None and len(request.body) > _HASHED_AT_ONCE_BYTES:
@@ -103,38 +105,58 @@ class RuntimeApi:
             elif self._authorize is not None:
                 self._require_access(request, asked)
             lane = self._traffic.lane(endpoint, asked.variant, asked.target)
-            was_hit = self._traffic.is_resident(lane, asked.target) if asked.target else None
-            try:
-                answer = await self._traffic.invoke(lane, asked.target, asked.item, timing)
-            except ShelfClosed:  # the endpoint was updated, or deleted: the next lane is the answer's
-                lane = self._traffic.lane(endpoint, asked.variant, asked.target)
-                answer = await self._traffic.invoke(lane, asked.target, asked.item, timing)
         except EndpointError as error:
-            answer = error
-            if isinstance(error, ValidationError):
-                was_hit = None  # there is no such model to be hit or missed
-        if was_hit is False and lane is not None:
-            self._measures.loading_wait(endpoint, lane.variant.name, timing.wait_secs)
-        return self._reply(asked, lane, answer, was_hit, timing.model_secs)
+            return self._reply(asked or _unread(request, endpoint, request_id), None, error, None, 0.0)
+        return await self._answer(asked, lane)
 
-    def answer_soon(self, request: Request, endpoint: str, request_id: str, done: Callable[[Reply], None]) -> bool:
+    def answer_soon(
+        self, request: Request, endpoint: str, request_id: str, done: Callable[[Reply], None]
+    ) -> Coroutine[Any, Any, Reply] | None:
+        """A variant is drawn once for a request: the same one answers, soon or later."""
+        if self._authorize is not None and len(request.body) > _HASHED_AT_ONCE_BYTES:
+            return self.answer(request, endpoint, request_id)
+        asked: Asked | None = None
         try:
             asked = _asked(request, endpoint, request_id)
             if self._authorize is not None:
-                if len(request.body) > _HASHED_AT_ONCE_BYTES:
-                    return False
                 self._require_access(request, asked)
             lane = self._traffic.lane(endpoint, asked.variant, asked.target)
-        except EndpointError:
-            return False  # the other way says what is wrong
+        except EndpointError as error:
+            done(self._reply(asked or _unread(request, endpoint, request_id), None, error, None, 0.0))
+            return None
         was_hit = True if asked.target else None
         sent = time.perf_counter()
-        return self._traffic.invoke_soon(
+        has_begun = self._traffic.invoke_soon(
             lane,
             asked.target,
             asked.item,
             lambda answer: done(self._reply(asked, lane, answer, was_hit, time.perf_counter() - sent)),
         )
+        return None if has_begun else self._answer(asked, lane)
+
+    async def _answer(self, asked: Asked, lane: Lane) -> Reply:
+        """What the lane answers; a model that is not there is loaded first."""
+        was_hit = self._traffic.is_resident(lane, asked.target) if asked.target else None
+        timing = Timing()
+        answer: Answer | EndpointError
+        try:
+            try:
+                answer = await self._traffic.invoke(lane, asked.target, asked.item, timing)
+            except ShelfClosed:  # the endpoint was updated, or deleted: the next lane is the answer's
+                lane = self._traffic.lane(asked.endpoint, asked.variant, asked.target)
+                answer = await self._traffic.invoke(lane, asked.target, asked.item, timing)
+        except EndpointError as error:
+            answer = error
+            if isinstance(error, ValidationError):
+                was_hit = None  # there is no such model to be hit or missed
+        if was_hit is False:
+            self._measures.loading_wait(asked.endpoint, lane.variant.name, timing.wait_secs)
+        return self._reply(asked, lane, answer, was_hit, timing.model_secs)
+
+    def too_large(self, request: Request, endpoint: str, request_id: str, limit_bytes: int) -> Reply:
+        """The reply to a body that was not read, because it has more than `limit_bytes`."""
+        error = BodyTooLarge(min(limit_bytes, _MAX_BODY_BYTES))
+        return self._reply(_unread(request, endpoint, request_id), None, error, None, 0.0)
 
     def _require_access(self, request: Request, asked: Asked) -> None:
         """Raises NotAuthenticated, AccessDenied, ValidationError."""
@@ -173,21 +195,28 @@ class RuntimeApi:
         return reply
 
 
+def _unread(request: Request, endpoint: str, request_id: str) -> Asked:
+    """Of a request whose headers have not been looked at."""
+    return Asked(request_id, endpoint, "", "", Item(request_id, {}, "", request.body), time.perf_counter())
+
+
 def _asked(request: Request, endpoint: str, request_id: str) -> Asked:
     """Raises ValidationError."""
     begin = time.perf_counter()
-    headers = request.headers
-    item = Item(request_id, _passed_on(request), "", request.body)
-    target = headers.get(_TARGET_MODEL, "")
+    passed_on = _passed_on(request)
+    target = passed_on.get(_TARGET_MODEL, "")
+    if target.startswith("/"):  # it is a key below the container's prefix, and SageMaker takes it like that too
+        target = passed_on[_TARGET_MODEL] = target[1:]
     if target and not target.isascii():
         target = _as_utf8(target)
-    return Asked(request_id, endpoint, target, headers.get(_TARGET_VARIANT, ""), item, begin)
+    item = Item(request_id, passed_on, "", request.body)
+    return Asked(request_id, endpoint, target, passed_on.get(_TARGET_VARIANT, ""), item, begin)
 
 
 def _passed_on(request: Request) -> dict[str, str]:
     """What the container is sent of the headers. Raises ValidationError for what botocore would not have sent."""
     if len(request.body) > _MAX_BODY_BYTES:
-        raise _TooLarge(f"The body has {len(request.body)} bytes, {_MAX_BODY_BYTES} are allowed.")
+        raise BodyTooLarge(_MAX_BODY_BYTES)
     passed_on = {}
     for name, value in request.headers.items():
         longest = _PASSED_ON.get(name)
@@ -199,10 +228,6 @@ def _passed_on(request: Request) -> dict[str, str]:
         else:
             passed_on[name] = value
     return passed_on
-
-
-class _TooLarge(ValidationError):
-    status = 413
 
 
 def _as_utf8(value: str) -> str:
@@ -229,6 +254,13 @@ def _headers(content_type: str, variant: str, custom_attributes: str) -> Headers
     if custom_attributes:
         fields.append((_CUSTOM_ATTRIBUTES, custom_attributes))
     return tuple((name.encode(), value.encode("latin-1", "replace")) for name, value in fields if value)
+
+
+def unsupported(request: Request) -> str:
+    """Why a request below `/endpoints/` that is no invocation is not answered."""
+    end = request.path.rpartition("/")[2]
+    reason = _NOT_HERE.get(end, f"/endpoints/NAME/{end[:100]} is not an operation of Polyhost")
+    return f"{reason}: use InvokeEndpoint."
 
 
 def error_reply(error: EndpointError, request_id: str, variant: str = "", log_stream: str = "") -> Reply:

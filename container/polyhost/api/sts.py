@@ -6,6 +6,7 @@ The query protocol: a form comes, XML goes. Codes and texts are AWS's, so that b
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 import secrets
@@ -17,7 +18,7 @@ from xml.sax.saxutils import escape
 
 from polyhost.api.http import Reply, Request
 from polyhost.endpoint.access import Access, Caller, Credentials
-from polyhost.endpoint.errors import EndpointError, ValidationError
+from polyhost.endpoint.errors import BodyTooLarge, EndpointError, ValidationError
 
 logger = logging.getLogger("polyhost.api")
 
@@ -32,6 +33,8 @@ _OF_ASSUME_ROLE = frozenset(
     ("Action", "Version", "RoleArn", "RoleSessionName", "DurationSeconds", "Policy", "ExternalId"),
 )
 _ROLE_ARN = re.compile(r"arn:aws:iam::([0-9]{12}):role/([A-Za-z0-9_+=,.@-]{1,64})")
+_SESSION = re.compile(r"([0-9]{12})/([A-Za-z0-9_+=,.@-]{1,64})/([A-Za-z0-9_+=,.@-]{1,64})")
+_EVERYBODYS_ROLE, _EVERYBODYS_SESSION = "polyhost", "anybody"
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # The query protocol has names of its own for what is the same.
 _CODES = {
@@ -49,7 +52,10 @@ class InvalidAction(ValidationError):
 
 
 class Sts:
-    """Without `access` nobody is asked: everyone is `account_id`'s root, and a role's credentials open nothing."""
+    """
+    Without `access` nobody is asked: everyone is in a role of `account_id`, as a notebook of SageMaker's is, or in the
+    one that was assumed here. A role's credentials open nothing.
+    """
 
     def __init__(self, access: Access | None, account_id: str) -> None:
         self._access = access
@@ -65,14 +71,18 @@ class Sts:
             logger.exception("request %s failed", request_id)
             internal = EndpointError(f"Internal error: the server's log has request {request_id}.")
             status, document = internal.status, _error_document(internal, request_id)
-        return Reply(document.encode(), status, _HEADERS, b"x-amzn-RequestId: %b\r\n" % request_id.encode())
+        return _reply(document, status, request_id)
+
+    def too_large(self, limit_bytes: int, request_id: str) -> Reply:
+        error = BodyTooLarge(limit_bytes)
+        return _reply(_error_document(error, request_id), error.status, request_id)
 
     def _result(self, request: Request, request_id: str) -> str:
         caller = self._caller(request)
         form = _form(request.body)
         match form.get("Action"):
             case "GetCallerIdentity":
-                fields = self._identity(caller)
+                fields = self._identity(request, caller)
             case "AssumeRole":
                 fields = self._role(caller, form)
             case action:
@@ -87,10 +97,12 @@ class Sts:
         method, path, query, headers, body = request
         return self._access.authenticate(method, path, query, headers, body, service="sts")
 
-    def _identity(self, caller: Caller | None) -> str:
-        if caller is None:
-            return _xml(Arn=f"arn:aws:iam::{self._account_id}:root", UserId=self._account_id, Account=self._account_id)
-        return _xml(Arn=caller.arn, UserId=caller.user_id, Account=caller.account_id)
+    def _identity(self, request: Request, caller: Caller | None) -> str:
+        if caller is not None:
+            return _xml(Arn=caller.arn, UserId=caller.user_id, Account=caller.account_id)
+        session = _session_in(request.headers.get("x-amz-security-token", ""))
+        account_id, role, name = session or (self._account_id, _EVERYBODYS_ROLE, _EVERYBODYS_SESSION)
+        return _xml(Arn=_session_arn(account_id, role, name), UserId=_session_id(account_id, name), Account=account_id)
 
     def _role(self, caller: Caller | None, form: Mapping[str, str]) -> str:
         unknown = sorted(form.keys() - _OF_ASSUME_ROLE)
@@ -103,6 +115,10 @@ class Sts:
         if self._access is None or caller is None:
             return _credentials(_unchecked(arn, name, int(duration)))
         return _credentials(self._access.assume_role(caller, arn, name, int(duration), form.get("Policy")))
+
+
+def _reply(document: str, status: int, request_id: str) -> Reply:
+    return Reply(document.encode(), status, _HEADERS, b"x-amzn-RequestId: %b\r\n" % request_id.encode())
 
 
 def _form(body: bytes) -> dict[str, str]:
@@ -130,11 +146,28 @@ def _unchecked(role_arn: str, session_name: str, duration_secs: int) -> Credenti
     return Credentials(
         access_key_id="ASIA" + secrets.token_hex(8).upper(),
         secret_access_key=secrets.token_hex(20),
-        session_token=secrets.token_hex(20),
+        session_token=base64.urlsafe_b64encode(f"{match[1]}/{match[2]}/{session_name}".encode()).decode(),
         expires_at=int(time.time()) + duration_secs,
-        arn=f"arn:aws:sts::{match[1]}:assumed-role/{match[2]}/{session_name}",
-        user_id=f"AROA{match[1]}:{session_name}",
+        arn=_session_arn(match[1], match[2], session_name),
+        user_id=_session_id(match[1], session_name),
     )
+
+
+def _session_in(token: str) -> tuple[str, str, str] | None:
+    """The account, role and session that a token of `_unchecked` was made for; None if it is another's."""
+    try:
+        match = _SESSION.fullmatch(base64.urlsafe_b64decode(token).decode())
+    except ValueError:
+        return None
+    return (match[1], match[2], match[3]) if match else None
+
+
+def _session_arn(account_id: str, role: str, session_name: str) -> str:
+    return f"arn:aws:sts::{account_id}:assumed-role/{role}/{session_name}"
+
+
+def _session_id(account_id: str, session_name: str) -> str:
+    return f"AROA{account_id}:{session_name}"
 
 
 # XML

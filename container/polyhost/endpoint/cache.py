@@ -18,7 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 from polyhost.endpoint.artifacts import Artifact, ArtifactForbidden, Artifacts, Listed, split_archive_url
 from polyhost.endpoint.definitions import Container
@@ -39,6 +39,10 @@ from polyhost.memory import mib
 logger = logging.getLogger("polyhost.cache")
 
 _SUBMIT_DIRECTORY = "SAGEMAKER_SUBMIT_DIRECTORY"
+T = TypeVar("T")
+
+
+Failure = EndpointError | EngineError | OSError
 
 
 class ShelfClosed(ServiceUnavailable):
@@ -86,19 +90,31 @@ class Model:
         return self.loaded is not None and not self.loaded.users and not self.waiting
 
 
+class ShelfKey(NamedTuple):
+    """What makes a shelf another. `since`: when its variant was deployed, 0.0 where an update keeps it."""
+
+    endpoint: str
+    variant: str
+    container: Container
+    since: float
+
+
 @dataclass(eq=False)
 class Shelf:
-    """The models of one container. `endpoint` and `variant` are whose metrics they count in."""
+    """The models of one container of a variant of an endpoint, in whose metrics they count."""
 
     container: Container
     source: str
     endpoint: str
     variant: str
+    # By time.monotonic(). What a store was asked before is not believed: a new endpoint has the archives of now.
+    made_at: float = field(default_factory=time.monotonic)
     models: dict[str, Model] = field(default_factory=dict)
     # Its container's variables, with local paths in the place of urls; and the code that these are of.
     environ: asyncio.Task[tuple[tuple[str, str], ...]] | None = None
     code: Artifact | None = None
-    preparing: asyncio.Task[None] | None = None
+    # Its result: why it cannot be served.
+    preparing: asyncio.Task[Failure | None] | None = None
     # Versions that are in the engine, those that only their last users keep there too.
     versions: int = 0
     is_closed: bool = False
@@ -132,7 +148,7 @@ class ModelCache:
         self._ready_timeout_secs = ready_timeout_secs
         self._load_timeout_secs = load_timeout_secs
         self._refresh_secs = refresh_secs
-        self._shelves: dict[Container, Shelf] = {}
+        self._shelves: dict[ShelfKey, Shelf] = {}
         # Resident, least recently used first.
         self._resident: OrderedDict[Model, None] = OrderedDict()
         self._numbers = itertools.count(1)
@@ -142,7 +158,7 @@ class ModelCache:
         self._turn = asyncio.Lock()
         self._busy_loads = 0
         self._unloading = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
         if self._refresh_secs:
@@ -158,25 +174,34 @@ class ModelCache:
 
     # Shelves
 
-    def shelf(self, container: Container, endpoint: str, variant: str) -> Shelf:
-        """The container's models; equal containers share them."""
-        shelf = self._shelves.get(container)
+    def shelf(self, container: Container, endpoint: str, variant: str, since: float = 0.0) -> Shelf:
+        """
+        The models of a variant's container.
+
+        `since` is when the variant was deployed. An update that keeps a container of many models keeps what is loaded
+        of them; one with a single model, or with code of its own, is made anew.
+        """
+        is_kept = container.is_multi_model and not _code_of(container)
+        key = ShelfKey(endpoint, variant, container, 0.0 if is_kept else since)
+        shelf = self._shelves.get(key)
         if shelf is None:
             source = container.source if container.is_multi_model else split_archive_url(container.source)[0]
-            shelf = self._shelves[container] = Shelf(container, source, endpoint, variant)
+            shelf = self._shelves[key] = Shelf(container, source, endpoint, variant)
             shelf.preparing = self._keep(self._prepare(shelf))
         return shelf
 
-    async def prepared(self, shelves: Collection[Shelf]) -> None:
-        """Returns when what can be done before their first requests is done, or has failed."""
-        tasks = [shelf.preparing for shelf in shelves if shelf.preparing is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=self._ready_timeout_secs)
+    async def prepared(self, shelf: Shelf) -> Failure | None:
+        """Returns when what can be done before its first request is done; why it was not, if it has failed."""
+        assert shelf.preparing is not None
+        await asyncio.wait({shelf.preparing})
+        if shelf.preparing.cancelled():
+            return ShelfClosed("The endpoint was deleted or updated meanwhile.")
+        return shelf.preparing.result()
 
     def shelves(self) -> Collection[Shelf]:
         return self._shelves.values()
 
-    async def _prepare(self, shelf: Shelf) -> None:
+    async def _prepare(self, shelf: Shelf) -> Failure | None:
         """What can be done before the first request: start its workers, load its only model."""
         try:
             await self._engine.prepare(await self._environ_of(shelf))
@@ -185,11 +210,13 @@ class ModelCache:
                     await self._load_of(model)
         except (EndpointError, EngineError, OSError) as error:
             logger.warning("container of %s: %s", shelf.container.source, error)
+            return error
+        return None
 
-    def keep_only(self, containers: Collection[Container]) -> None:
-        """The endpoints have changed: what no container is left for is unloaded."""
-        for container in [one for one in self._shelves if one not in containers]:
-            self._keep(self._close(self._shelves.pop(container)))
+    def keep_only(self, shelves: Collection[Shelf]) -> None:
+        """The endpoints have changed: what is not needed any more is unloaded."""
+        for key in [key for key, shelf in self._shelves.items() if shelf not in shelves]:
+            self._keep(self._close(self._shelves.pop(key)))
 
     async def _close(self, shelf: Shelf) -> None:
         shelf.is_closed = True
@@ -353,7 +380,7 @@ class ModelCache:
     async def _fetched(self, model: Model) -> Artifact:
         while True:
             try:
-                return await self._artifacts.get(model.shelf.source, model.target)
+                return await self._artifacts.get(model.shelf.source, model.target, asked_after=model.shelf.made_at)
             except DiskFull:  # what is loaded holds its files: unloading gives them free
                 if not await self._evicted_one():
                     raise
@@ -449,9 +476,8 @@ class ModelCache:
         environ = dict(shelf.container.environ)
         if not shelf.container.is_multi_model:
             environ["SAGEMAKER_MULTI_MODEL"] = "false"
-        code = environ.get(_SUBMIT_DIRECTORY, "").removeprefix("file://")
-        if code.endswith(".tar.gz"):
-            shelf.code = await self._artifacts.get(*split_archive_url(code))
+        if code := _code_of(shelf.container):
+            shelf.code = await self._artifacts.get(*split_archive_url(code), asked_after=shelf.made_at)
             environ[_SUBMIT_DIRECTORY] = str(shelf.code.path)
         return tuple(sorted(environ.items()))
 
@@ -569,7 +595,7 @@ class ModelCache:
                 logger.info("%s: %s was deleted", shelf.source, model.target)
                 del shelf.models[model.target]
                 await self._remove(model, is_stale=True)
-                self._measures.forget(model.target)
+                self._measures.forget(shelf.endpoint, shelf.variant, model.target)
             elif model.loaded is not None and model.loaded.artifact.version != version and model.loading is None:
                 logger.info("%s: %s was overwritten", shelf.source, model.target)
                 self._keep(self._swap(model))
@@ -601,17 +627,23 @@ class ModelCache:
         if model.loaded is not None:
             self._retire(model, is_stale=is_stale)
 
-    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _keep(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Tasks are held weakly by asyncio; what goes wrong in them is told to those who wait, or the log."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             logger.error("unexpected", exc_info=error)
+
+
+def _code_of(container: Container) -> str:
+    """Where the archive of the container's own code is, "" if it has none."""
+    code = dict(container.environ).get(_SUBMIT_DIRECTORY, "").removeprefix("file://")
+    return code if code.endswith(".tar.gz") else ""
 
 
 def _is_good(task: asyncio.Task[Any] | None) -> TypeGuard[asyncio.Task[Any]]:

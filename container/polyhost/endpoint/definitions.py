@@ -9,8 +9,6 @@ from dataclasses import dataclass
 class Container:
     """
     One container definition: where its archives are, what handles them, with which variables.
-
-    Equal definitions share what they have loaded.
     """
 
     # Multi-model: the folder of archives, `s3://bucket/prefix/` or an absolute path, with a final `/`.
@@ -33,6 +31,8 @@ class Variant:
     name: str
     weight: float
     containers: tuple[Container, ...]
+    # When it was deployed, seconds since 1970: the same containers deployed again are to be made anew.
+    since: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

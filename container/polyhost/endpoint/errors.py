@@ -5,6 +5,7 @@ What a client of an endpoint sees instead of a prediction. The type picks boto3'
   x ValidationError         400 ValidationError
     x ArtifactMissing                              no such key, or nobody here may read it
     x ArtifactUnusable                             it is there, but no archive of a model
+    x BodyTooLarge        413 ValidationError
   x AccessDenied            403 AccessDeniedException
   x NotAuthenticated        403 its own type       no or a wrong signature
   x ModelNotReady           429 ModelNotReadyException   it is still being fetched or loaded: ask again
@@ -37,6 +38,15 @@ class ArtifactMissing(ValidationError):
 
 class ArtifactUnusable(ValidationError):
     pass
+
+
+class BodyTooLarge(ValidationError):
+    """In AWS's words, with the cure."""
+
+    status = 413
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"HTTP content length exceeded {limit_bytes} bytes: send less in each request.")
 
 
 class AccessDenied(EndpointError):

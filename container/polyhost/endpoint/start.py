@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
 import os
@@ -21,7 +20,7 @@ from polyhost.endpoint.artifacts.fetcher import hide
 from polyhost.endpoint.cache import ModelCache
 from polyhost.endpoint.definitions import Container, Endpoint, Variant
 from polyhost.endpoint.environment import cache_folder, state_folder
-from polyhost.endpoint.errors import EndpointError
+from polyhost.endpoint.errors import EndpointError, ValidationError
 from polyhost.endpoint.hosting import Hosting
 from polyhost.endpoint.measures import Gauges, Measures
 from polyhost.endpoint.traffic import Traffic
@@ -37,8 +36,6 @@ logger = logging.getLogger("polyhost.endpoint")
 # Of a server without access control: no account of AWS's.
 _NO_ACCOUNT = "000000000000"
 _VARIANT = "AllTraffic"
-# Clients of the control plane wait 60 s for an answer.
-_FOLLOWED_SECS = 30.0
 
 
 @dataclass(frozen=True)
@@ -54,17 +51,12 @@ class EndpointHalf:
     traffic: Traffic
     measures: Measures
     tasks: list[asyncio.Task[None]]
-    change: asyncio.Event
-    # Set while what clients have made is what serves.
-    is_followed: asyncio.Event
 
     async def start(self) -> None:
         """Raises StartFailed."""
         await self.artifacts.start()
         await self.hosting.start()
         await self.cache.start()
-        self.endpoints_have_changed()
-        self.tasks.append(asyncio.create_task(self._follow_endpoints()))
         self.tasks.append(asyncio.create_task(self.measures.emit_every_minute()))
         self.tasks.append(asyncio.create_task(self._preload()))
         if self.access is None and not _is_loopback(self.config.host):
@@ -87,30 +79,19 @@ class EndpointHalf:
         """What is gone is gone at once, so that a new endpoint of its name is not taken for an update."""
         for gone in self.traffic.forget_all_but({endpoint.name for endpoint in self.hosting.endpoints()}):
             self.measures.forget_endpoint(gone)
-        self.is_followed.clear()
-        self.change.set()
+        self.cache.keep_only(self.traffic.shelves())
 
-    async def followed(self) -> None:
-        """Returns when the latest change serves, or after a while if that takes long."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self.is_followed.wait(), _FOLLOWED_SECS)
-
-    async def _follow_endpoints(self) -> None:
-        """What clients make is prepared; what nothing is left for is unloaded, once its successor serves."""
-        while True:
-            await self.change.wait()
-            self.change.clear()
-            endpoints = self.hosting.endpoints()
-            for failure in await asyncio.gather(
-                *(self.traffic.follow(endpoint) for endpoint in endpoints), return_exceptions=True
-            ):
-                if failure is not None:  # the others are followed all the same
-                    logger.error("an endpoint cannot be served", exc_info=failure)
-            if not self.change.is_set():
-                self.cache.keep_only(
-                    {one for endpoint in endpoints for variant in endpoint.variants for one in variant.containers}
-                )
-                self.is_followed.set()
+    async def deploy(self, endpoint: Endpoint) -> str | None:
+        """As Traffic's; what nothing is left for is unloaded, once its successor serves."""
+        try:
+            return await self.traffic.deploy(endpoint)
+        except ValidationError as error:
+            return error.message
+        except Exception:  # the others are served all the same
+            logger.exception("endpoint %s cannot be served", endpoint.name)
+            return "Internal error: the server's log says why."
+        finally:
+            self.cache.keep_only(self.traffic.shelves())
 
     def app(self, container: ContainerApi) -> EndpointApi:
         dashboard = DashboardApi(
@@ -119,7 +100,7 @@ class EndpointHalf:
             refresh_secs=self.config.refresh_secs,
         )  # fmt: skip
         return EndpointApi(
-            container, self.hosting, self.traffic, self.cache, self.measures, self.access, dashboard, self.followed,
+            container, self.hosting, self.traffic, self.cache, self.measures, self.access, dashboard,
             own_endpoint=self.config.endpoint_name if self.config.models else None,
             account_id=self.account_id, region=self.region,
         )  # fmt: skip
@@ -128,7 +109,7 @@ class EndpointHalf:
         own = self.hosting.endpoint(self.config.endpoint_name)
         if own is None or not self.config.models:
             return
-        shelf = self.cache.shelf(own.variants[0].containers[0], own.name, _VARIANT)
+        shelf = self.traffic.route(own.name).lanes[0].shelves[0]
         for target in preloaded(self.config):
             try:
                 await self.cache.load(shelf, target, pin=True)
@@ -180,6 +161,7 @@ def endpoint_half(plan: Plan, environ: Mapping[str, str], engine: Engine, metric
         allowed_folders=_allowed_folders(config),
         check=lambda containers: _refusal(config, containers),
         on_change=lambda: half.endpoints_have_changed(),  # noqa: PLW0108 - it is made below
+        deploy=lambda endpoint: half.deploy(endpoint),  # noqa: PLW0108
     )
     traffic = Traffic(cache, hosting.endpoint, account_id)
     half = EndpointHalf(
@@ -194,8 +176,6 @@ def endpoint_half(plan: Plan, environ: Mapping[str, str], engine: Engine, metric
         traffic,
         measures,
         [],
-        asyncio.Event(),
-        asyncio.Event(),
     )
     cpu = CpuMeter()
     measures.gauges = lambda: _gauges(cache, engine, artifacts, cpu)

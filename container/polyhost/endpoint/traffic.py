@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from polyhost.endpoint.cache import ModelCache, Shelf, Timing
+from polyhost.endpoint.cache import Failure, ModelCache, Shelf, Timing
 from polyhost.endpoint.definitions import Endpoint, Variant
 from polyhost.endpoint.errors import EndpointError, ModelError, ValidationError
 from polyhost.engine.errors import EngineError
 from polyhost.engine.protocol import Answer, Item
 
 _TARGET = "x-amzn-sagemaker-target-model"
+# Of a FailureReason.
+_MOST_REASON_CHARS = 1024
 
 
 @dataclass(eq=False)
@@ -44,6 +46,9 @@ class Route:
     lanes: tuple[Lane, ...]
     cumulative_weights: tuple[float, ...]
 
+    def shelves(self) -> Iterator[tuple[Lane, int, Shelf]]:
+        return ((lane, index, shelf) for lane in self.lanes for index, shelf in enumerate(lane.shelves))
+
     def choose(self, variant: str) -> Lane:
         """The named variant, or one by weight. Raises ValidationError."""
         if not variant:
@@ -64,16 +69,22 @@ class Traffic:
         self._find = find
         self._account_id = account_id
         self._routes: dict[str, Route] = {}
+        # Those that are being prepared.
+        self._coming: set[Route] = set()
 
-    def lane(self, endpoint_name: str, variant: str, target: str) -> Lane:
-        """Where the request goes. Raises ValidationError."""
+    def route(self, endpoint_name: str) -> Route:
+        """Where an endpoint's requests go now. Raises ValidationError."""
         endpoint = self._find(endpoint_name)
         if endpoint is None:
             raise ValidationError(f"Endpoint {endpoint_name} of account {self._account_id} not found.")
         route = self._routes.get(endpoint_name)
         if route is None:
             route = self._routes[endpoint_name] = self._route(endpoint)
-        lane = route.choose(variant)
+        return route
+
+    def lane(self, endpoint_name: str, variant: str, target: str) -> Lane:
+        """Where the request goes. Raises ValidationError."""
+        lane = self.route(endpoint_name).choose(variant)
         if target and not lane.is_multi_model:
             raise ValidationError(
                 f"Endpoint {endpoint_name} is not a multi-model endpoint and does not support target model header."
@@ -92,18 +103,38 @@ class Traffic:
         return Route(endpoint, lanes, tuple(itertools.accumulate(weights)))
 
     def _lane_of(self, endpoint: Endpoint, variant: Variant) -> Lane:
-        shelves = tuple(self._cache.shelf(container, endpoint.name, variant.name) for container in variant.containers)
+        shelves = tuple(
+            self._cache.shelf(container, endpoint.name, variant.name, variant.since) for container in variant.containers
+        )
         return Lane(variant, shelves, tuple(shelf.only_target for shelf in shelves))
 
-    async def follow(self, endpoint: Endpoint) -> None:
-        """A new endpoint is there at once; of one that changed, the old route serves until the new one is ready."""
+    async def deploy(self, endpoint: Endpoint) -> str | None:
+        """
+        Prepare the endpoint as it is defined now, and let it serve. Why a container cannot, None if all can.
+
+        A new endpoint takes requests at once, and they wait; of one that changed, the old route serves until the new
+        one is prepared, and goes on if that fails. Raises ValidationError.
+        """
         before = self._routes.get(endpoint.name)
-        if before is not None and before.endpoint is endpoint:
-            return
         route = self._route(endpoint)
-        if before is not None:
-            await self._cache.prepared([shelf for lane in route.lanes for shelf in lane.shelves])
+        if before is None or before.endpoint is endpoint:  # a request may have come first
+            before = None
+            self._routes[endpoint.name] = route
+        kept = {shelf for _, _, shelf in before.shelves()} if before else set()
+        self._coming.add(route)
+        try:
+            for lane, index, shelf in route.shelves():
+                failure = None if shelf in kept else await self._cache.prepared(shelf)
+                if failure is not None:
+                    return _failure_reason(lane, index, failure)
+        finally:
+            self._coming.discard(route)
         self._routes[endpoint.name] = route
+        return None
+
+    def shelves(self) -> set[Shelf]:
+        """All that requests go to, or soon will."""
+        return {shelf for route in (*self._routes.values(), *self._coming) for _, _, shelf in route.shelves()}
 
     def forget_all_but(self, names: Collection[str]) -> list[str]:
         """The endpoints that were here and are no more."""
@@ -185,5 +216,17 @@ def _model_error(lane: Lane, index: int, status: int, body: bytes) -> ModelError
     side = "client" if 400 <= status < 500 else "server"
     where = "model"
     if lane.is_pipeline:
-        where = lane.shelves[index].container.hostname or f"container-{index + 1}"
+        where = _hostname(lane, index)
     return ModelError(f'Received {side} error ({status}) from {where} with message "{original}".', status, original)
+
+
+def _failure_reason(lane: Lane, index: int, failure: Failure) -> str:
+    """In SageMaker's words, with the reason that it leaves to its log."""
+    which = f"container {_hostname(lane, index)}" if lane.is_pipeline else "primary container"
+    what = "did not pass the ping health check" if isinstance(failure, EngineError) else "cannot be started"
+    message = str(failure) if isinstance(failure, OSError) else failure.message
+    return f"The {which} for production variant {lane.variant.name} {what}: {message}"[:_MOST_REASON_CHARS]
+
+
+def _hostname(lane: Lane, index: int) -> str:
+    return lane.shelves[index].container.hostname or f"container-{index + 1}"

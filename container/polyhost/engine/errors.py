@@ -7,6 +7,7 @@ What an engine answers instead of a result, and the HTTP answer it becomes (MMS'
   x RouteNotFound       404 ResourceNotFoundException
   x MethodNotAllowed    405 MethodNotAllowedException
   x Conflict            409 ConflictStatusException
+  x BodyTooLarge        413 RequestEntityTooLargeException
   x Unavailable         503 ServiceUnavailableException   no worker, or too many wait
   x PredictionFailed    the handler's own code, 503 if it has none
   x OutOfMemory         507 InternalServerException       not now: unload something, ask again
@@ -57,6 +58,11 @@ class MethodNotAllowed(EngineError):
 class Conflict(EngineError):
     status = 409
     type = "ConflictStatusException"
+
+
+class BodyTooLarge(EngineError):
+    status = 413
+    type = "RequestEntityTooLargeException"
 
 
 class Unavailable(EngineError):

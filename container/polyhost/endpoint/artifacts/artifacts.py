@@ -97,14 +97,16 @@ class Artifacts:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._disk.close()
 
-    async def get(self, source: str, key: str) -> Artifact:
+    async def get(self, source: str, key: str, *, asked_after: float = 0.0) -> Artifact:
         """
         The newest version, held. Raises ArtifactMissing, ArtifactUnusable, ValidationError, StoreFailed, DiskFull.
+
+        What the store was asked before `asked_after` (by time.monotonic()) is not believed.
 
         Three cases: it is on disk and believed to be the newest; somebody waits for it already; neither.
         """
         entry = self._disk.find(source, key)
-        if entry is not None and self._is_newest(entry):
+        if entry is not None and self._is_newest(entry, asked_after):
             return self._disk.hold(entry)
         check_key(key)
         split_source(source)
@@ -171,12 +173,14 @@ class Artifacts:
 
     # One archive's way
 
-    def _is_newest(self, entry: Entry) -> bool:
+    def _is_newest(self, entry: Entry, asked_after: float) -> bool:
         """As far as is known, and known not too long ago."""
         known = self._known.get(entry.artifact.source, entry.artifact.key)
         if known is None:
-            return not self._refresh_secs
+            return not self._refresh_secs and not asked_after
         listed, asked_at = known
+        if asked_at < asked_after:
+            return False
         is_fresh = not self._refresh_secs or time.monotonic() - asked_at < self._refresh_secs
         return is_fresh and listed.version == entry.artifact.version
 

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from polyhost.endpoint.definitions import Container
-from polyhost.endpoint.hosting.images import handler_of
+from polyhost.endpoint.hosting.images import handler_of, refusal_of
 
 _MULTI_MODEL = "MultiModel"
 # Where the SDK says that the code is when it has put it into the model's archive.
@@ -82,6 +82,8 @@ def _container(definition: Mapping[str, Any], where: str, hostname: str, allowed
     for name, value in environ.items():
         if _NOT_IN_A_VARIABLE.search(value):
             raise Unusable(f"{where}Environment.{name} has a character that no variable can hold")
+    if refusal := refusal_of(image, environ):
+        raise Unusable(f"{where}Image is {refusal}")
     code = environ.get(_SUBMIT_DIRECTORY)
     if code and code != _IN_THE_ARCHIVE:
         located(code, f"{where}Environment.{_SUBMIT_DIRECTORY}", is_multi_model=False, allowed_folders=allowed_folders)

@@ -37,6 +37,7 @@ def endpoint_of(name: str, arn: str, document: Mapping[str, Any]) -> Endpoint:
             name=variant["VariantName"],
             weight=variant["Weight"],
             containers=tuple(_container_of(stored) for stored in variant["Containers"]),
+            since=variant.get("Since", 0.0),
         )
         for variant in document["Variants"]
     )

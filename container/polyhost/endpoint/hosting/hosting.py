@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,13 @@ __all__ = ["Hosting", "HostingError"]
 
 logger = logging.getLogger("polyhost.endpoint")
 
+# Clients of the control plane wait 60 s for an answer. What takes longer is seen by DescribeEndpoint.
+_DEPLOYED_SECS = 30.0
+
+
+async def _serve_at_once(_: Endpoint) -> str | None:
+    return None
+
 
 class Hosting:
     """
@@ -32,7 +39,8 @@ class Hosting:
 
     `check` is told all containers that there would be and says in a sentence why that cannot be, or None; it runs in
     the file's thread and must only look at what it is given. `on_change` is called on the event loop whenever
-    `endpoints` are others.
+    `endpoints` are others. Then `deploy` is run for each that is new or has changed, and says why it cannot be served,
+    or None: a new endpoint has failed then, and one that was updated is again what it was before.
     """
 
     def __init__(
@@ -45,6 +53,7 @@ class Hosting:
         allowed_folders: Sequence[Path] = (),
         check: Check = lambda _: None,
         on_change: Callable[[], None] = lambda: None,
+        deploy: Callable[[Endpoint], Awaitable[str | None]] = _serve_at_once,
     ) -> None:
         self._state_dir = state_dir
         self._arns = Arns(account_id, region)
@@ -52,6 +61,8 @@ class Hosting:
         self._allowed_folders = tuple(allowed_folders)
         self._check = check
         self._on_change = on_change
+        self._deploy = deploy
+        self._deployments: dict[str, asyncio.Task[None]] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="polyhost-state")
         self._state: State | None = None
@@ -63,9 +74,14 @@ class Hosting:
         self._endpoints = await self._loop.run_in_executor(self._thread, self._open)
         if self._own:
             self._endpoints[self._own.name] = self._own
+        for endpoint in self._endpoints.values():
+            self._begin_deployment(endpoint)
 
     async def stop(self) -> None:
-        """What was under way is done first."""
+        """Operations under way are done first. A deployment begins again when the server does."""
+        for task in self._deployments.values():
+            task.cancel()
+        await asyncio.gather(*self._deployments.values(), return_exceptions=True)
         if self._state:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._state.close)
         self._thread.shutdown()
@@ -78,25 +94,44 @@ class Hosting:
 
     async def call(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to an operation, done and kept. Raises HostingError."""
-        if operation not in OPERATIONS:
-            raise HostingError(
-                "UnknownOperationException",
-                f"{operation[:100]} is not an operation of Polyhost, which serves models: it does not train, "
-                f"transform in batches, stream or answer asynchronously. Operations: {', '.join(OPERATIONS)}.",
-            )
-        return await self._loop.run_in_executor(self._thread, self._perform, operation, parameters)
+        _require_known(operation)
+        outcome = await self._loop.run_in_executor(self._thread, self._perform, operation, parameters)
+        deployments = {self._deployments[name] for name in outcome.changed if name in self._deployments}
+        if deployments:
+            await asyncio.wait(deployments, timeout=_DEPLOYED_SECS)
+        return outcome.answer
 
     def resources_of(self, operation: str, parameters: Mapping[str, Any]) -> list[str]:
-        """The ARNs that policies for this operation must allow, every one."""
+        """The ARNs that policies for this operation must allow, every one. Raises HostingError for an unknown one."""
+        _require_known(operation)
         return self._arns.touched_by(operation, parameters)
 
     def _publish(self, changed: Mapping[str, Endpoint | None]) -> None:
         for name, endpoint in changed.items():
+            if name in self._deployments:
+                self._deployments.pop(name).cancel()
             if endpoint is None:
                 self._endpoints.pop(name, None)
             else:
                 self._endpoints[name] = endpoint
         self._on_change()
+        for endpoint in changed.values():
+            if endpoint is not None:
+                self._begin_deployment(endpoint)
+
+    def _begin_deployment(self, endpoint: Endpoint) -> None:
+        task = self._deployments[endpoint.name] = self._loop.create_task(self._deploy_and_settle(endpoint))
+        task.add_done_callback(lambda task: self._deployment_ended(endpoint.name, task))
+
+    async def _deploy_and_settle(self, endpoint: Endpoint) -> None:
+        failure = await self._deploy(endpoint)
+        await self._loop.run_in_executor(self._thread, self._settle, endpoint, failure)
+
+    def _deployment_ended(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._deployments.get(name) is task:
+            del self._deployments[name]
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("endpoint %s", name, exc_info=error)
 
     # In the thread
 
@@ -107,10 +142,21 @@ class Hosting:
         )
         return self._operations.restore()
 
-    def _perform(self, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    def _settle(self, endpoint: Endpoint, failure: str | None) -> None:
+        """What came of a deployment."""
         assert self._operations
         try:
-            outcome: Outcome = self._operations.perform(operation, parameters)
+            changed = self._operations.settle(endpoint, failure)
+        except sqlite3.Error as error:
+            logger.error("endpoint %s: the state was not written: %s", endpoint.name, error)  # noqa: TRY400
+            return
+        if changed:
+            self._loop.call_soon_threadsafe(self._publish, changed)
+
+    def _perform(self, operation: str, parameters: Mapping[str, Any]) -> Outcome:
+        assert self._operations
+        try:
+            outcome = self._operations.perform(operation, parameters)
         except sqlite3.Error as error:
             logger.error("%s: the state was not written: %s", operation, error)  # noqa: TRY400 - its words say all
             raise HostingError(
@@ -119,4 +165,13 @@ class Hosting:
         # From here, not from `call`: a caller that has gone away takes nothing back.
         if outcome.changed:
             self._loop.call_soon_threadsafe(self._publish, outcome.changed)
-        return outcome.answer
+        return outcome
+
+
+def _require_known(operation: str) -> None:
+    if operation not in OPERATIONS:
+        raise HostingError(
+            "UnknownOperationException",
+            f"{operation[:100]} is not an operation of Polyhost, which serves models: it does not train, "
+            f"transform in batches, stream or answer asynchronously. Operations: {', '.join(OPERATIONS)}.",
+        )

@@ -14,6 +14,53 @@ _ALGORITHMS = {
     "sagemaker-xgboost": "xgboost",
     "linear-learner": "linear-learner",
 }
+# What is not served, and what to do instead. These names are AWS's own, as its list of images has them: an image that
+# a customer has named otherwise is served by what its archives hold.
+_TO_ONNX = "export the model to ONNX"
+_BY_SCRIPT = (
+    f"{_TO_ONNX}, or install its libraries here, bring a script with model_fn and predict_fn in code/inference.py and "
+    "set POLYHOST_HANDLER to script in Environment"
+)
+_NO_ANSWER = "only its own container computes what it answers: leave it on SageMaker"
+_NO_MODEL = "it serves no models"
+_NOT_SERVED = {
+    **dict.fromkeys(
+        (
+            "blazingtext", "factorization-machines", "forecasting-deepar", "ipinsights", "kmeans", "lda", "ntm",
+            "object2vec", "pca", "randomcutforest", "seq2seq", "sagemaker-sparkml-serving",
+        ),
+        _NO_ANSWER,
+    ),
+    **dict.fromkeys(("image-classification", "object-detection", "semantic-segmentation"), _TO_ONNX),
+    **dict.fromkeys(
+        (
+            "autogluon-inference", "djl-inference", "sagemaker-tensorflow", "sagemaker-tensorflow-eia",
+            "sagemaker-tensorflow-scriptmode", "sagemaker-tensorflow-serving", "sagemaker-tensorflow-serving-eia",
+            "sagemaker-tritonserver", "stabilityai-pytorch-inference", "tei", "tei-cpu",
+        ),
+        _BY_SCRIPT,
+    ),
+    **dict.fromkeys(
+        (
+            "image-classification-neo", "sagemaker-inference-mxnet", "sagemaker-inference-pytorch",
+            "sagemaker-inference-tensorflow", "sagemaker-neo-mxnet", "sagemaker-neo-pytorch",
+            "sagemaker-neo-tensorflow", "xgboost-neo",
+        ),
+        "use the model as it was before it was compiled",
+    ),
+    **dict.fromkeys(
+        (
+            "detailed-profiler-processing", "sagemaker-clarify-processing", "sagemaker-data-wrangler-container",
+            "sagemaker-debugger-rules", "sagemaker-geospatial-v1-0", "sagemaker-model-monitor-analyzer",
+            "sagemaker-spark-processing",
+        ),
+        _NO_MODEL,
+    ),
+}  # fmt: skip
+# New ones of these families come every few months.
+_FAMILIES_NOT_SERVED = re.compile(
+    r"(?:huggingface-(?:pytorch|tensorflow|vllm|sglang|llm)|tensorflow)-(?:[a-z-]+-)?(?:inference|training)(?:-[a-z]+)?"
+)
 _SCRIPT_VARIABLES = ("SAGEMAKER_PROGRAM", "SAGEMAKER_SUBMIT_DIRECTORY")
 # REGISTRY/NAMESPACE/REPOSITORY:TAG@DIGEST; a registry may have a port.
 _REPOSITORY = re.compile(r"(?:.*/)?(?P<repository>[^/:@]+)(?::[^/:@]*)?(?:@.*)?")
@@ -30,5 +77,22 @@ def handler_of(image: str, environ: Mapping[str, str]) -> str:
         return "" if told == "auto" else told
     if any(environ.get(variable) for variable in _SCRIPT_VARIABLES):
         return ""
+    return _ALGORITHMS.get(_repository_of(image), "")
+
+
+def refusal_of(image: str, environ: Mapping[str, str]) -> str:
+    """
+    Why models of an image are not served, and what to do instead; "" if they are, or if each archive tells.
+
+    POLYHOST_HANDLER says that the operator knows better.
+    """
+    repository = _repository_of(image)
+    cure = _NOT_SERVED.get(repository, _BY_SCRIPT if _FAMILIES_NOT_SERVED.fullmatch(repository) else "")
+    if not cure or environ.get("POLYHOST_HANDLER"):
+        return ""
+    return f"SageMaker's {repository}, which Polyhost does not serve: {cure}"
+
+
+def _repository_of(image: str) -> str:
     match = _REPOSITORY.fullmatch(image)
-    return _ALGORITHMS.get(match["repository"], "") if match else ""
+    return match["repository"] if match else ""

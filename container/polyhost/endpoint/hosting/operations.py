@@ -37,6 +37,8 @@ Parameters = Mapping[str, Any]
 
 _IN_WORDS = {MODEL: "model", CONFIG: "endpoint configuration", ENDPOINT: "endpoint"}
 _MOST_TAGS = 50
+# What an endpoint's document says of its deployment; nothing once it is in service.
+_CREATING, _UPDATING, _FAILED = "Creating", "Updating", "Failed"
 # Reports on hostile requests can be as long as these.
 _MOST_MESSAGE_CHARS = 4000
 
@@ -91,6 +93,8 @@ class Operations:
         """The endpoints that are to be served."""
         endpoints: dict[str, Endpoint] = {}
         for resource in sorted(self._endpoints(), key=lambda resource: resource.created):
+            if self._status(resource) == _FAILED:
+                continue
             endpoint = self._definition(resource)
             others = [*self._own_containers(), *containers_in(endpoints.values())]
             reason = self._reason_against(others, _containers(endpoint))
@@ -114,6 +118,34 @@ class Operations:
         for name in outcome.changed:
             self._failures.pop(name, None)
         return outcome
+
+    def settle(self, endpoint: Endpoint, failure: str | None) -> Mapping[str, Endpoint | None]:
+        """
+        Keep what came of a deployment; the endpoints that are otherwise now. Three cases.
+
+        It serves. It is new and cannot: it has failed. It was updated and cannot: it is what it was before.
+        """
+        with self._state.transaction():
+            resource = self._state.get(ENDPOINT, endpoint.name)
+            if resource is None or self._definition(resource) != endpoint:
+                return {}
+            document = dict(resource.document)
+            status, before = document.pop("Status", ""), document.pop("Before", None)
+            if status not in (_CREATING, _UPDATING):
+                return {}
+            if failure is None:
+                self._state.put(dataclasses.replace(resource, document=document))
+                return {}
+            logger.warning("endpoint %s: %s", resource.name, failure)
+            has_served = before is not None and "Status" not in before
+            end = {"FailureReason": failure} if has_served else {"Status": _FAILED, "FailureReason": failure}
+            resource = dataclasses.replace(resource, document={**(before or document), **end})
+            self._state.put(resource)
+        endpoint = self._definition(resource)
+        reason = None if before is None else self._reason_against(self._others(resource), _containers(endpoint))
+        if reason:
+            self._failures[resource.name] = reason
+        return {resource.name: None if self._status(resource) == _FAILED else endpoint}
 
     # Models
 
@@ -155,7 +187,7 @@ class Operations:
     def _create_endpoint(self, asked: Parameters) -> Outcome:
         name = asked["EndpointName"]
         self._require_new(ENDPOINT, name)
-        document = self._deployed(asked["EndpointConfigName"])
+        document = {**self._deployed(asked["EndpointConfigName"]), "Status": _CREATING}
         if "DeploymentConfig" in asked:
             document["LastDeploymentConfig"] = asked["DeploymentConfig"]
         arn = self._arns.of(ENDPOINT, name)
@@ -165,6 +197,7 @@ class Operations:
 
     def _update_endpoint(self, asked: Parameters) -> Outcome:
         old = self._require_changeable(asked["EndpointName"])
+        self._require_settled(old)
         document = self._deployed(asked["EndpointConfigName"])
         if asked.get("RetainAllVariantProperties"):
             excluded = {item["VariantPropertyType"] for item in asked.get("ExcludeRetainedVariantProperties", ())}
@@ -173,10 +206,17 @@ class Operations:
             document["LastDeploymentConfig"] = asked["DeploymentConfig"]
         elif asked.get("RetainDeploymentConfig") and "LastDeploymentConfig" in old.document:
             document["LastDeploymentConfig"] = old.document["LastDeploymentConfig"]
+        document |= {"Status": _UPDATING, "Before": old.document.get("Before", old.document)}
         return self._put_endpoint(dataclasses.replace(old, modified=_now(), document=document))
 
     def _update_weights(self, asked: Parameters) -> Outcome:
         old = self._require_changeable(asked["EndpointName"])
+        self._require_settled(old)
+        if old.document.get("Status") == _FAILED:
+            raise invalid(
+                f'The endpoint "{self._arns.of(ENDPOINT, old.name)}" has failed: update it to a configuration that can '
+                "be served, or delete it."
+            )
         variants = {variant["VariantName"]: dict(variant) for variant in old.document["Variants"]}
         for desired in asked["DesiredWeightsAndCapacities"]:
             name = desired["VariantName"]
@@ -206,8 +246,9 @@ class Operations:
         for name in ("LastDeploymentConfig", "DataCaptureConfig"):
             if name in document:
                 answer[name] = document[name]
-        if resource.name in self._failures:
-            answer["FailureReason"] = self._failures[resource.name]
+        reason = self._failures.get(resource.name) or document.get("FailureReason")
+        if reason:
+            answer["FailureReason"] = reason
         return Outcome(answer)
 
     def _delete_endpoint(self, asked: Parameters) -> Outcome:
@@ -237,19 +278,20 @@ class Operations:
     def _put_endpoint(self, resource: Resource) -> Outcome:
         _require_weight({variant["VariantName"]: variant["Weight"] for variant in resource.document["Variants"]})
         endpoint = self._definition(resource)
-        others = [
-            *self._own_containers(),
-            *containers_in(
-                self._definition(other)
-                for other in self._endpoints()
-                if other.name != resource.name and other.name not in self._failures
-            ),
-        ]
-        reason = self._reason_against(others, _containers(endpoint))
+        reason = self._reason_against(self._others(resource), _containers(endpoint))
         if reason:
             raise invalid(reason)
         self._state.put(resource)
         return Outcome({"EndpointArn": endpoint.arn}, {resource.name: endpoint})
+
+    def _others(self, resource: Resource) -> list[Container]:
+        """The containers of all other endpoints that are served."""
+        others = (
+            self._definition(other)
+            for other in self._endpoints()
+            if other.name != resource.name and self._status(other) != _FAILED
+        )
+        return [*self._own_containers(), *containers_in(others)]
 
     def _reason_against(self, others: Sequence[Container], containers: Sequence[Container]) -> str | None:
         for folder in folders_of(containers):
@@ -264,7 +306,9 @@ class Operations:
         return [resource for resource in self._state.all(ENDPOINT) if not self._is_own(resource.name)]
 
     def _status(self, resource: Resource) -> str:
-        return "Failed" if resource.name in self._failures else "InService"
+        if resource.name in self._failures:
+            return _FAILED
+        return str(resource.document.get("Status", "InService"))
 
     # The server's own endpoint
 
@@ -296,6 +340,10 @@ class Operations:
                 "started, and can be neither updated nor deleted."
             )
         return self._require(ENDPOINT, name)
+
+    def _require_settled(self, endpoint: Resource) -> None:
+        if self._status(endpoint) in (_CREATING, _UPDATING):
+            raise invalid(f'Cannot update in-progress endpoint "{self._arns.of(ENDPOINT, endpoint.name)}".')
 
     # Lists
 

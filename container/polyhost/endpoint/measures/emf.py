@@ -45,6 +45,8 @@ def take_metrics(tally: VariantTally, gauges: Gauges) -> dict[str, Datum]:
     metrics = {}
     if counts.invocations:
         metrics["Invocations"] = of_answers(counts.invocations, 0)
+        # Each request counts as one through the number of instances: there is one, this server.
+        metrics["InvocationsPerInstance"] = of_answers(counts.invocations, 0)
         metrics["Invocation4XXErrors"] = of_answers(counts.errors_4xx, counts.invocations - counts.errors_4xx)
         metrics["Invocation5XXErrors"] = of_answers(counts.errors_5xx, counts.invocations - counts.errors_5xx)
     if counts.lookups:

@@ -222,12 +222,13 @@ class Measures(Collector):
         self._happened("load", endpoint, variant, target, download_secs + load_secs)
 
     def unloaded(self, endpoint: str, variant: str, target: str, secs: float, *, was_evicted: bool) -> None:
-        tally = self._tallies.variant(endpoint, variant)
-        tally.unloading.add(secs)
-        if was_evicted:
-            tally.evictions += 1
-            if target:
-                self._tallies.model(tally, target).evictions += 1
+        tally = self._tallies.variants.get((endpoint, variant))
+        if tally is not None:  # none: it went with its endpoint, whose series have ended
+            tally.unloading.add(secs)
+            if was_evicted:
+                tally.evictions += 1
+                if target:
+                    self._tallies.model(tally, target).evictions += 1
         self._happened("evict" if was_evicted else "unload", endpoint, variant, target, secs)
 
     def swapped(self, endpoint: str, variant: str, target: str, secs: float) -> None:
@@ -238,9 +239,9 @@ class Measures(Collector):
         self._events.append(Event(time.time(), kind, endpoint, variant, target, secs * 1000))
         self._events_ever += 1
 
-    def forget(self, target: str) -> None:
+    def forget(self, endpoint: str, variant: str, target: str) -> None:
         """The model's archive is gone: its series end, what they counted stays in the others' sum."""
-        self._tallies.forget(target)
+        self._tallies.forget(endpoint, variant, target)
 
     def forget_endpoint(self, endpoint: str) -> None:
         """The endpoint was deleted: all its series end, after CloudWatch has the last of it."""

@@ -121,12 +121,10 @@ class Tallies:
     def model(self, variant: VariantTally, target: str) -> ModelTally:
         return variant.models.get(target) or self._new_model(variant, target)
 
-    def forget(self, target: str) -> None:
-        if target == OTHER:
-            return
-        for variant in self.variants.values():
-            if target in variant.models:
-                self._fold(variant, target)
+    def forget(self, endpoint: str, name: str, target: str) -> None:
+        variant = self.variants.get((endpoint, name))
+        if variant is not None and target in variant.models and target != OTHER:
+            self._fold(variant, target)
 
     def forget_endpoint(self, endpoint: str) -> None:
         for variant in self.of_endpoint(endpoint):
