@@ -41,9 +41,12 @@ def use(url: str = "", *, s3: str = "", iam: str = "") -> None:
     then port 8080 of this machine; without `s3`, AWS_ENDPOINT_URL_S3, then AWS; without `iam`, AWS_ENDPOINT_URL_IAM,
     then Polyhost, which has no IAM and says so. Where no region or keys are set, it sets a region and keys of nobody.
     """
-    url = url or os.environ.get(f"{_VARIABLE}SAGEMAKER", "http://127.0.0.1:8080")
+    before = os.environ.get(f"{_VARIABLE}SAGEMAKER", "")
+    url = url or before or "http://127.0.0.1:8080"
     os.environ.update(dict.fromkeys((f"{_VARIABLE}{name}" for name in ("SAGEMAKER", "SAGEMAKER_RUNTIME", "STS")), url))
-    os.environ[f"{_VARIABLE}IAM"] = iam or os.environ.get(f"{_VARIABLE}IAM", url)
+    # IAM's variable may be from an earlier call of this function, with another url.
+    if iam or os.environ.get(f"{_VARIABLE}IAM", "") in ("", before):
+        os.environ[f"{_VARIABLE}IAM"] = iam or url
     if s3 := s3 or os.environ.get(f"{_VARIABLE}S3", ""):
         os.environ[f"{_VARIABLE}S3"] = s3
         # Nothing is left for which AWS's keys are needed, so that no one asks whether this is a machine of AWS's.

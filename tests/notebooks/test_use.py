@@ -75,6 +75,13 @@ def test_arguments_win_over_variables_and_these_over_the_defaults() -> None:
     assert [address(service) for service in ("sagemaker", "sts", "s3", "iam")] == [HERE, HERE, BUCKETS, IAM]
 
 
+def test_the_last_call_counts() -> None:
+    use("http://127.0.0.1:1")
+    use(HERE)
+
+    assert [address(service) for service in ("sagemaker", "sts", "iam")] == [HERE, HERE, HERE]
+
+
 def test_region_and_keys_are_set_only_where_there_are_none(tmp_path: Path) -> None:
     use(HERE)
     assert boto3.Session().region_name == "us-east-1"
