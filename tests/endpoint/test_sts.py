@@ -242,6 +242,16 @@ def test_what_cannot_be_assumed_is_said_in_words(address: str, given: dict[str, 
     assert message in error_of(caught)[1]
 
 
+@pytest.mark.parametrize("fixture", ["address", "open_address"])
+def test_iam_is_refused_by_name(fixture: str, request: pytest.FixtureRequest) -> None:
+    """With access control and without it, so that a notebook's create_role is told where roles come from."""
+    iam = client(request.getfixturevalue(fixture), ANNA, "iam")
+    with pytest.raises(ClientError) as caught:
+        iam.create_role(RoleName="r", AssumeRolePolicyDocument="{}")
+    text = "There is no IAM here: roles are in the auth file. polyhost add-role copies one from IAM."
+    assert error_of(caught) == ("InvalidAction", text, 400)
+
+
 def test_other_actions_are_refused_with_a_list(address: str) -> None:
     """
     The error says what there is.

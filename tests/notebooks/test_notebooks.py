@@ -8,11 +8,9 @@ tests (tests/endpoint/test_sdk.py).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import nbformat
 import pytest
 from conftest import ROOT
 from nbclient import NotebookClient
-from support.endpoint import EndpointServer
+from support.endpoint import EndpointServer, served
 from support.forms import by_form
 from support.lru import lru_hits
 
@@ -69,19 +67,6 @@ class Laptop:
 def laptop(tmp_path: Path, samples_folder: Path, aws_url: str, monkeypatch: pytest.MonkeyPatch) -> Laptop:
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")  # this Python's kernel, whatever else its user has
     return Laptop(tmp_path, samples_folder, aws_url)
-
-
-@contextlib.contextmanager
-def served(models: str | Path, *arguments: str, **environ: str) -> Iterator[EndpointServer]:
-    """A server that must end well; its log is shown where a notebook fails."""
-    server = EndpointServer("native", models, *arguments, environ=environ)
-    try:
-        yield server
-    except BaseException:
-        server.kill()
-        sys.stderr.write(server.process.log)
-        raise
-    assert server.stop() == 0, server.process.log
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,19 @@ class EndpointServer(Server):
         more.setdefault("EndpointName", "polyhost")
         answer = self.client("sagemaker-runtime").invoke_endpoint(Body=body, ContentType=content_type, **more)
         return str(answer["Body"].read().decode())
+
+
+@contextlib.contextmanager
+def served(models: str | Path | None, *arguments: str, **environ: str) -> Iterator[EndpointServer]:
+    """A server that must end well; its log is shown where a notebook fails."""
+    server = EndpointServer("native", models, *arguments, environ=environ)
+    try:
+        yield server
+    except BaseException:
+        server.kill()
+        sys.stderr.write(server.process.log)
+        raise
+    assert server.stop() == 0, server.process.log
 
 
 def client(service: str, url: str, **settings: Any) -> Any:

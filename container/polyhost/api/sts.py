@@ -24,6 +24,7 @@ logger = logging.getLogger("polyhost.api")
 
 _NAMESPACE = "https://sts.amazonaws.com/doc/2011-06-15/"
 _VERSION = "2011-06-15"
+_VERSION_OF_IAM = b"Version=2010-05-08"
 _HEADERS = ((b"content-type", b"text/xml"),)
 _ACTIONS = ("AssumeRole", "GetCallerIdentity")
 _MOST_FIELDS = 100
@@ -78,6 +79,11 @@ class Sts:
         return _reply(_error_document(error, request_id), error.status, request_id)
 
     def _result(self, request: Request, request_id: str) -> str:
+        # Before the signature, which is for IAM and so would be refused as that of another service.
+        if _VERSION_OF_IAM in request.body.split(b"&"):
+            raise InvalidAction(
+                "There is no IAM here: roles are in the auth file. polyhost add-role copies one from IAM."
+            )
         caller = self._caller(request)
         form = _form(request.body)
         match form.get("Action"):

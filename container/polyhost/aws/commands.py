@@ -1,5 +1,5 @@
 """
-The commands that talk to AWS: `polyhost deploy`, `destroy`, `models` and `push`.
+The commands that talk to AWS: `polyhost deploy`, `destroy`, `models`, `push` and `add-role`.
 
 Read at every start of the command, also by `polyhost serve`: what is heavy is imported inside.
 """
@@ -144,4 +144,25 @@ def push(image: str, to: str, registry: str, region: str) -> None:
     run(image, to or image, registry, region)
 
 
-COMMANDS = (deploy, destroy, models, push)
+@click.command("add-role")
+@click.argument("name")
+@click.option("--auth-file", required=True, envvar="POLYHOST_AUTH_FILE", show_envvar=True, type=click.Path(exists=True))
+@click.option(
+    "--assumed-by",
+    multiple=True,
+    metavar="USER|ARN|*",
+    help="Who may assume it, of those in the file; may be repeated.  [default: whom its trust policy names]",
+)
+@_region
+def add_role(name: str, auth_file: str, assumed_by: Sequence[str], region: str) -> None:
+    """
+    Copy the role NAME from IAM into the file of who may call what, with its policies.
+
+    AWS_ENDPOINT_URL_IAM is the address of a server in IAM's place. Run it again when the role has changed there.
+    """
+    from polyhost.aws.roles import add_role as run
+
+    run(name, auth_file, assumed_by, region)
+
+
+COMMANDS = (deploy, destroy, models, push, add_role)

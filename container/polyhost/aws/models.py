@@ -59,7 +59,7 @@ def place_of(models: str, region: str) -> Place:
         bucket, prefix = split_source(url)
     except ValidationError as error:
         raise InvalidSetting(f"--models: {error}") from error
-    return Bucket(Aws(region, is_for_s3=True), bucket, prefix)
+    return Bucket(Aws(region, needs_region=False), bucket, prefix)
 
 
 def check_name(name: str) -> None:

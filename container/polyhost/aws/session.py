@@ -43,16 +43,20 @@ class NotAsked(CallFailed):
 
 
 class Aws:
-    """`endpoint_url`: the server that stands in SageMaker's place, "" for AWS. S3 is found from any region."""
+    """
+    `endpoint_url`: the server that stands in SageMaker's place, "" for AWS.
 
-    def __init__(self, region: str = "", endpoint_url: str = "", *, is_for_s3: bool = False) -> None:
+    Not `needs_region`: S3 and IAM are found from any region.
+    """
+
+    def __init__(self, region: str = "", endpoint_url: str = "", *, needs_region: bool = True) -> None:
         import boto3
 
         with _settings_translated():
             self._session = boto3.Session(region_name=region or None)
             self.endpoint_url = endpoint_url
             self.is_own = bool(endpoint_url)
-            found = self._session.region_name or ("us-east-1" if self.is_own or is_for_s3 else "")
+            found = self._session.region_name or ("us-east-1" if self.is_own or not needs_region else "")
             self._keys = _STAND_IN_KEYS if self.is_own and self._session.get_credentials() is None else {}
         if not found:
             raise InvalidSetting("No region is set: give --region, or AWS_REGION, or one in ~/.aws/config.")

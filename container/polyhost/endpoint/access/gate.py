@@ -229,6 +229,9 @@ class Access:
         """
         _check_session(session_name, duration_secs)
         session_rules = _session_rules(policy)
+        if role_arn not in self._principals.roles:
+            # Somebody may have added it this second, as a script does that then goes on.
+            self._look_at_the_file(at_once=True)
         role = self._principals.roles.get(role_arn)
         if role is None or not role.trusts(caller):
             reason = "because there is no such role, or its may_be_assumed_by does not list the caller"
@@ -249,10 +252,10 @@ class Access:
 
     # The file
 
-    def _look_at_the_file(self) -> None:
+    def _look_at_the_file(self, *, at_once: bool = False) -> None:
         now = self._now()
         # A clock that was put back must not stop the looking.
-        if abs(now - self._looked_at) < _LOOK_EVERY_SECS:
+        if not at_once and abs(now - self._looked_at) < _LOOK_EVERY_SECS:
             return
         self._looked_at = now
         stamp = _stamp(self._file)

@@ -20,7 +20,7 @@ from polyhost.endpoint.access.policy import Document, Rules, parse_json
 _NAME = r"\A[A-Za-z0-9_+=,.@-]{1,64}\Z"
 _ALL = '{"Version": "2012-10-17", "Statement": {"Effect": "Allow", "Action": "%s", "Resource": "*"}}'
 # AWS's managed policies that have a meaning here.
-_MANAGED = {
+MANAGED = {
     "arn:aws:iam::aws:policy/AdministratorAccess": _ALL % "*",
     "arn:aws:iam::aws:policy/AmazonSageMakerFullAccess": _ALL % "sagemaker:*",
 }
@@ -196,11 +196,11 @@ def _rules(policies: Policies) -> Rules:
 def _document(policy: str | Document) -> Document:
     if isinstance(policy, Document):
         return policy
-    if policy not in _MANAGED:
+    if policy not in MANAGED:
         raise ValueError(
-            f"the policy {policy!r} is not known here: write the policy itself, or one of {', '.join(_MANAGED)}",
+            f"the policy {policy!r} is not known here: write the policy itself, or one of {', '.join(MANAGED)}",
         )
-    return msgspec.convert(parse_json(_MANAGED[policy]), Document)
+    return msgspec.convert(parse_json(MANAGED[policy]), Document)
 
 
 def _refuse_twins(list_name: str, field_name: str, values: Iterable[str]) -> None:
