@@ -38,7 +38,7 @@ extras = [project['optional-dependencies'][name] for name in sorted(wanted - {'m
 open('server.txt', 'w').write('\n'.join(sum(extras, project['dependencies']))); \
 'mxnet' in wanted or open('handlers/environments/mxnet.txt', 'w').close()"
 
-# Out go the packages' tests (66 MB) and a second ONNX runtime, for C programs (29 MB); to a place of its own goes
+# Out go the packages' tests (81 MB) and a second ONNX runtime, for C programs (29 MB); to a place of its own goes
 # what of MMS only Java runs or starts. Its Python part stays: handlers written for MMS import it.
 # Compiled modules stay: without them a worker's imports take 5 s instead of 2.
 FROM tools AS server

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -82,6 +83,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if os.environ.get("CI"):
                 continue  # there it must be: the test fails instead
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Tests are called alike in all workers: a function by its name, not by its address."""
+    return f"{val.__module__}.{val.__qualname__}" if inspect.isroutine(val) else None
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> GroupScheduling:

@@ -23,14 +23,17 @@ from polyhost_handlers.foreign import GIT_LFS, GIT_LFS_POINTER, PACK_IT, file_ki
 _HEAD_BYTES = 4096
 _TAIL_BYTES = 64 * 1024
 _POINTER_BYTES = 1024  # what Git LFS grants a pointer
-_MODEL_NAME = re.compile(r"xgboost-model$|model_algo-1|.*\.(joblib|pkl|pickle|onnx|params)$|.*-symbol\.json$")
+_MODEL_NAME = re.compile(
+    r"xgboost-model$|model_algo-1|.*\.(joblib|pkl|pickle)(\.\w+)?$|.*\.(onnx|params)$|.*-symbol\.json$"
+)
 EMPTY = "empty"
 
 LINEAR_LEARNER_ARCHIVE = "model_algo-1"
 # Names the Python environment of handlers and scripts that are not ours.
 HANDLER_ENVIRONMENT = "POLYHOST_HANDLER_ENVIRONMENT"
 KNN_INDEX, KNN_LABELS, KNN_METADATA = "model_algo-1", "model_algo-1.labels", "model_algo-1.json"
-_PICKLE_SUFFIXES = (".joblib", ".pkl", ".pickle")
+# A pickle, as it is or compressed.
+_PICKLE_NAME = re.compile(r"\.(joblib|pkl|pickle)(\.(gz|gzip|z|zlib|bz2|xz|lzma|lz4))?$")
 # JSON has `"learner": {`, UBJSON `learner{`; other JSON files may speak of learners too.
 _LEARNER = re.compile(rb'learner("\s*:\s*)?\{')
 # XGBoost's old binary format begins with numbers, whose bytes may be any; after them stand the objective's name and
@@ -245,7 +248,8 @@ def _is_estimator(path: Path) -> bool:
     # PyTorch writes zips, whatever they are called; MLflow pickles a class of its own around any model.
     if head.startswith(b"PK") or (path.name == "python_model.pkl" and (path.parent / "MLmodel").is_file()):
         return False
-    return path.suffix in _PICKLE_SUFFIXES or (is_pickle(head) and pickled_module(head).startswith("sklearn"))
+    is_named = _PICKLE_NAME.search(path.name) is not None
+    return is_named or (is_pickle(head) and pickled_module(head).startswith("sklearn"))
 
 
 def networks_in(model_dir: Path) -> list[Path]:

@@ -11,19 +11,24 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from polyhost_handlers.errors import NoContent, Unparseable, UnsupportedMediaType
+from polyhost_handlers import exact, json_forms, tables
+from polyhost_handlers.errors import BadInput, NoContent, Unparseable, UnsupportedMediaType, sentence_of
+from polyhost_handlers.exact import Misfit
+from polyhost_handlers.tables import Number, Schema, Table
 
 CSV = "text/csv"
 JSON = "application/json"
 JSONLINES = "application/jsonlines"
 LIBSVM = "text/libsvm"
 NPY = "application/x-npy"
+NPZ = "application/x-npz"
 RECORDIO = "application/x-recordio-protobuf"
 
 _ALIASES = {
@@ -38,8 +43,15 @@ _ALIASES = {
     "text/x-libsvm": LIBSVM,
     "application/npy": NPY,
     "npy": NPY,
+    "application/npz": NPZ,
+    "npz": NPZ,
     "recordio-protobuf": RECORDIO,
 }
+
+_WHITE_SPACE = " "
+_ANY = Schema()
+# numpy.savez_compressed makes a thousandth of an array of zeros; one request must not fill the memory so.
+_MAX_NPZ_RATIO = 20
 
 Matrix = Any  # np.ndarray of shape (rows, features), or scipy's csr_matrix of the same shape
 
@@ -93,19 +105,87 @@ def require_body(body: bytes) -> None:
 # Decoding
 
 
-def decode_matrix(body: bytes, content_type: str) -> np.ndarray[Any, Any]:
+def decode_matrix(body: bytes, content_type: str, schema: Schema = _ANY) -> np.ndarray[Any, Any]:
     """
     Numbers only, shape (rows, features), float64; an empty field, `null` and `nan` are NaN.
 
-    Raises Unparseable, naming the line and the field.
+    Names of columns put them into the order of `schema`. Raises Unparseable, naming the line and the field, and
+    BadInput where the columns are not the model's.
     """
-    decoders: dict[str, Callable[[bytes], np.ndarray[Any, Any]]] = {
-        CSV: decode_csv,
-        JSON: decode_json,
-        JSONLINES: decode_jsonlines,
-        NPY: decode_npy,
-    }
-    return decoders[content_type](body)
+    if content_type == CSV:
+        try:
+            matrix = decode_csv(body, schema.width)
+        except Unparseable:
+            table = _with_header(body, schema)
+            if table is None:
+                raise
+            return tables.matrix_of(tables.arranged(table, schema))
+        if np.isinf(matrix).any():  # is it one that was sent, or a number that is too large?
+            matrix = tables.matrix_of(decode_table(body, content_type, schema, header=False))
+        return tables.matrix_of(tables.arranged(Table(matrix, unit="Line"), schema))
+    matrix = tables.matrix_of(tables.arranged(decode_table(body, content_type, schema), schema))
+    check_infinite(matrix, body, content_type)
+    return matrix
+
+
+def check_infinite(values: np.ndarray[Any, Any], body: bytes, content_type: str) -> None:
+    """Raise Unparseable where a number of JSON, such as 1e999, became infinite while it was read."""
+    if content_type in (JSON, JSONLINES) and b"Infinity" not in body and np.isinf(values).any():
+        raise Unparseable("The body has a number that does not fit into float64.")
+
+
+def decode_table(body: bytes, content_type: str, schema: Schema = _ANY, header: bool | None = None) -> Table:
+    """
+    Numbers and texts as they were sent, with the names of the columns where the body has any.
+
+    `schema` tells a CSV's delimiter and whether it begins with names, which `header` says if the client did.
+    """
+    if content_type == CSV:
+        return _csv_table(body, schema, header)
+    if content_type == NPY:
+        return _array_table(decode_array_npy(body))
+    if content_type == NPZ:
+        return _arrays_table(decode_npz(body), schema)
+    names = schema.known
+    if content_type == JSONLINES:
+        documents = [parse_json(line.encode()) for line in _text(body).split("\n") if line.strip()]
+        if not documents:
+            raise NoContent("The request has no rows.")
+        return json_forms.table_of_lines(documents, names)
+    return json_forms.table_of(parse_json(body), names)
+
+
+def decode_texts(body: bytes, content_type: str, schema: Schema, is_plain: bool = False) -> list[str]:
+    """
+    One text a row, for models of texts.
+
+    `is_plain` is for a body of text/plain: each line is a text, commas and quotes are its own. In CSV a text with a
+    comma stands in quotes: without them it is not known to be one text.
+    """
+    if content_type != CSV:
+        table = tables.arranged(decode_table(body, content_type, schema), schema)
+        return [_one_text(row[0], f"{table.unit} {number}") for number, row in enumerate(table.rows, table.first)]
+    lines = _text(body).rstrip("\r\n")
+    if not lines:
+        raise NoContent("The request has no rows.")
+    if is_plain:
+        return lines.splitlines()
+    texts = []
+    for number, fields in enumerate(_csv_rows(lines, ","), 1):
+        if len(fields) > 1:
+            raise Unparseable(
+                f"Line {number} has {len(fields)} fields, the model takes one text a line: put a text with a comma in "
+                'double quotes, "like, this", or send the Content-Type text/plain.',
+            )
+        texts.append(fields[0] if fields else "")
+    return texts
+
+
+def _one_text(value: Any, where: str) -> str:
+    try:
+        return exact.text(value)
+    except Misfit as misfit:
+        raise BadInput(f"{where}: {exact.shown(value)} {misfit}.") from misfit
 
 
 def decode_csv(body: bytes, features: int | None = None) -> np.ndarray[Any, Any]:
@@ -132,43 +212,6 @@ def _without_margin(rows: list[list[str]]) -> list[list[str]]:
     """Rows of one field too many, without the first or the last if that is empty in all of them."""
     first, last = (not any(row[end].strip() for row in rows) for end in (0, -1))
     return [row[1:] if first else row[:-1] for row in rows] if first != last else rows
-
-
-def decode_csv_table(body: bytes) -> np.ndarray[Any, Any]:
-    """Like `decode_csv`, but fields that are not numbers stay text: then the dtype is object."""
-    try:
-        lines = list(csv.reader(io.StringIO(_text(body).strip("\r\n")), strict=True))
-    except csv.Error as error:
-        raise Unparseable(f"The body is not CSV: {error}.") from error
-    # A line of nothing is one missing value.
-    return _table([[_number_or_text(value) for value in line or [""]] for line in lines], "Line")
-
-
-def decode_json(body: bytes) -> np.ndarray[Any, Any]:
-    return _matrix(json_rows(parse_json(body)), "Row")
-
-
-def decode_json_table(body: bytes) -> np.ndarray[Any, Any]:
-    """Like `decode_json`, but text is allowed: then the dtype is object."""
-    return _table(json_rows(parse_json(body)), "Row")
-
-
-def decode_jsonlines(body: bytes) -> np.ndarray[Any, Any]:
-    return _matrix(_jsonlines_rows_in(body), "Line")
-
-
-def decode_jsonlines_table(body: bytes) -> np.ndarray[Any, Any]:
-    return _table(_jsonlines_rows_in(body), "Line")
-
-
-def decode_npy(body: bytes) -> np.ndarray[Any, Any]:
-    array = decode_array_npy(body)
-    if array.ndim not in (1, 2) or array.dtype.kind not in "biuf":
-        raise Unparseable(f"The array has dtype {array.dtype} and shape {array.shape}: send rows of numbers.")
-    if len(array) == 0:
-        raise NoContent("The request has no rows.")
-    # In this machine's byte order, which not every library converts to by itself.
-    return np.atleast_2d(array).astype(float)
 
 
 def decode_array_npy(body: bytes, kinds: str = "biufSU") -> np.ndarray[Any, Any]:
@@ -198,61 +241,142 @@ def _check_npy_header(body: bytes, kinds: str) -> None:
         raise Unparseable(f"The body is not a .npy file: its header promises {needed} bytes, {len(body)} came.")
 
 
-def json_rows(document: Any) -> list[Any]:
-    """
-    The rows in any of the JSON forms clients send.
-
-    `[[1, 2], …]`, `[1, 2]`, `{"instances": […]}`, `{"inputs": …}`, `{"features": […]}`,
-    `{"data": {"features": {"values": […]}}}`, sparse `{"keys", "shape", "values"}`.
-    """
+def decode_npz(body: bytes) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of a .npz file by their names; what unpacks to far more than was sent is refused."""
+    arrays = {}
     try:
-        return _rows(document)
-    except RecursionError as error:
-        raise Unparseable("The JSON is nested too deeply.") from error
+        with zipfile.ZipFile(io.BytesIO(body)) as file:
+            members = [info for info in file.infolist() if info.filename.endswith(".npy")]
+            if sum(info.file_size for info in members) > _MAX_NPZ_RATIO * len(body):
+                raise Unparseable(f"The arrays unpack to more than {_MAX_NPZ_RATIO} times what was sent: "
+                                  "send them uncompressed, with numpy.savez.")  # fmt: skip
+            for info in members:
+                arrays[info.filename.removesuffix(".npy")] = decode_array_npy(file.read(info))
+    except Unparseable:
+        raise
+    except Exception as error:
+        # zipfile raises whatever a damaged member leads to: errors of zlib, of struct, of its own.
+        raise Unparseable(f"The body is not a .npz file: {sentence_of(error)}.") from error
+    if not arrays:
+        raise NoContent("The request has no arrays.")
+    return arrays
 
 
-def _rows(document: Any) -> list[Any]:
-    if isinstance(document, Mapping):
-        for name in ("instances", "inputs", "data", "features", "values"):
-            if name in document:
-                return _values_row(document) if name == "values" else _rows(document[name])
-        raise Unparseable('The JSON object has no "instances": send {"instances": [[…], …]} or [[…], …].')
-    if not isinstance(document, list):
-        raise Unparseable(f"A JSON {type(document).__name__} is not rows: send [[…], …].")
-    if not document:
+def _array_table(array: np.ndarray[Any, Any], unit: str = "Row") -> Table:
+    if array.ndim not in (1, 2):
+        raise Unparseable(f"The array has dtype {array.dtype} and shape {array.shape}: send rows of numbers.")
+    if not array.size:
         raise NoContent("The request has no rows.")
-    if isinstance(document[0], Mapping):
-        return [row for item in document for row in _rows(item)]
-    return document if isinstance(document[0], list) else [document]
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8", "replace")
+    # In this machine's byte order, which not every library converts to by itself.
+    array = array.astype(array.dtype.newbyteorder("="))
+    rows = np.atleast_2d(array)
+    return Table(rows if array.dtype.kind in "biuf" else rows.tolist(), is_flat=array.ndim == 1, unit=unit)
 
 
-# Sparse rows become dense ones: of a short body that must not take much memory, at most 80 MB. AWS's linear
-# learner takes as many features at most.
-_MAX_SPARSE_CELLS = 10_000_000
+def _arrays_table(arrays: Mapping[str, np.ndarray[Any, Any]], schema: Schema) -> Table:
+    """One array holds all rows; several hold a column each, by their names."""
+    (name, first), *others = arrays.items()
+    if not others and name not in schema.known:
+        return _array_table(first)
+    columns = [array[:, 0] if array.shape[1:] == (1,) else array for array in arrays.values()]
+    if any(column.ndim != 1 or len(column) != len(columns[0]) for column in columns):
+        raise BadInput("Several arrays are a column each, of shape (rows,) or (rows, 1).")
+    if not len(columns[0]):
+        raise NoContent("The request has no rows.")
+    texts = [np.char.decode(column, "utf-8", "replace") if column.dtype.kind == "S" else column for column in columns]
+    rows = [list(row) for row in zip(*(column.tolist() for column in texts), strict=True)]
+    # numpy.savez counts what it is given without a name.
+    is_named = tuple(arrays) != tuple(f"arr_{number}" for number in range(len(arrays)))
+    return Table(rows, tuple(arrays) if is_named else None)
 
 
-@dataclass(frozen=True)
-class _SparseRow:
-    keys: list[int]
-    values: list[float]
-    width: int
+def header_of(content_type: str) -> bool | None:
+    """What `text/csv; header=present` (or `absent`) says of the first line; None where it says nothing."""
+    said = re.search(r";\s*header\s*=\s*(present|absent)\b", content_type.lower())
+    return said[1] == "present" if said else None
 
 
-def _values_row(document: Mapping[str, Any]) -> list[Any]:
-    values = document["values"]
-    if "keys" not in document:
-        return [values]
+def _csv_table(body: bytes, schema: Schema, header: bool | None) -> Table:
+    text = _text(body).strip("\r\n")
+    if not text:
+        raise NoContent("The request has no rows.")
+    first_line = text.splitlines()[0]
+    commented = _commented_names(first_line, schema) if header is None else None
+    if commented is not None:  # numpy.savetxt writes its header so
+        text = text.partition("\n")[2].strip("\r\n")
+        if not text:
+            raise NoContent("The request has no rows.")
+        first_line = text.splitlines()[0]
+    rows = list(_csv_rows(text, _table_delimiter(first_line, schema)))
+    names, first = commented, 1 if commented is None else 2
+    if header or (header is None and commented is None and tables.is_header(rows[0], schema)):
+        names, first = tuple(field.strip() for field in rows.pop(0)), 2
+        if not rows:
+            raise NoContent("The request has no rows.")
+        if schema.names is None and header is None:
+            raise Unparseable(
+                f"Line 1 has no numbers, {tables.listed(names)}: the model does not know its features' names, "
+                "so send the rows in the order of the training, without a header line.",
+            )
+    tables.check_equal(rows, "Line", first)
+    if names is not None and len(names) != len(rows[0]):
+        raise Unparseable(f"Line 1 has {len(names)} names for {len(rows[0])} fields: send equal rows.")
+    # A line of nothing is one missing value, and so is a field of nothing.
+    fields = [[field if field.strip() else None for field in row] for row in rows]
+    return Table(fields, names, is_csv=True, unit="Line", first=first)
+
+
+def _csv_rows(text: str, delimiter: str) -> Iterator[list[str]]:
+    if delimiter == _WHITE_SPACE:
+        yield from (line.split() or [""] for line in text.splitlines())
+        return
     try:
-        keys = [int(key) for key in document["keys"]]
-        width = int(document["shape"][0]) if document.get("shape") else max(keys, default=-1) + 1
-        row = _SparseRow(keys, [float(value) for value in values], width)
-    except (TypeError, ValueError, LookupError, OverflowError) as error:
-        raise Unparseable(f"A sparse row needs keys, shape and values, all numbers: {error}.") from error
-    if not 0 < width <= _MAX_SPARSE_CELLS:
-        raise Unparseable(f"A sparse row of {width} features is not supported.")
-    if len(keys) != len(row.values) or not all(0 <= key < width for key in keys):
-        raise Unparseable(f"A sparse row needs as many values as keys, and keys from 0 to {width - 1}.")
-    return [row]
+        # A line of nothing is one field of nothing.
+        yield from (row or [""] for row in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise Unparseable(f"The body is not CSV: {error}.") from error
+
+
+def _table_delimiter(line: str, schema: Schema) -> str:
+    """The one that makes as many fields of the first line as the model wants; without that, the first that is met."""
+    if schema.width == 1:
+        return ","
+    found = [mark for mark in ",\t;|" if mark in line]
+    if schema.width is None:
+        words = line.split()
+        is_numbers = len(words) > 1 and all(map(tables.is_number, words))
+        return found[0] if found else _WHITE_SPACE if is_numbers else ","
+    fitting = [mark for mark in found if len(next(csv.reader([line], delimiter=mark), [])) == schema.width]
+    if len(fitting) > 1:  # 30;a, b
+        kinds = schema.kinds_for(schema.width)
+        for mark in fitting:
+            fields = next(csv.reader([line], delimiter=mark))
+            if all(kind.is_value(field) for kind, field in zip(kinds, fields, strict=True) if kind == Number()):
+                return mark
+    if fitting:
+        return fitting[0]
+    return _WHITE_SPACE if len(line.split()) == schema.width else found[0] if found else ","
+
+
+def _commented_names(line: str, schema: Schema) -> tuple[str, ...] | None:
+    """The names in a first line such as `# a b c`; None where it is a row."""
+    if not line.startswith("#") or schema.width is None:
+        return None
+    inner = line[1:].strip()
+    fields = next(_csv_rows(inner, _table_delimiter(inner, schema)), [])
+    names = tuple(field.strip() for field in fields)
+    is_row = len(names) != schema.width or not tables.is_header(fields, schema)
+    return None if is_row and set(names) != schema.known else names
+
+
+def _with_header(body: bytes, schema: Schema) -> Table | None:
+    """The table of numbers whose first line has the names of its columns; None where it is another fault."""
+    if schema.names is None:
+        return None
+    table = decode_table(body, CSV, schema)
+    return table if table.names is not None else None
 
 
 def parse_json(body: bytes) -> Any:
@@ -260,11 +384,6 @@ def parse_json(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Unparseable(f"The body is not JSON: {error}.") from error
-
-
-def _jsonlines_rows_in(body: bytes) -> list[Any]:
-    lines = [line.encode() for line in _text(body).split("\n") if line.strip()]
-    return [row for line in lines for row in json_rows(parse_json(line))]
 
 
 def _text(body: bytes) -> str:
@@ -301,58 +420,10 @@ def _number(field: str, line: int, column: int) -> float:
         ) from None
 
 
-def _number_or_text(field: str) -> float | str:
-    if not field.strip():
-        return math.nan
-    try:
-        return float(field)
-    except ValueError:
-        return field
-
-
-def _matrix(rows: list[Any], unit: str) -> np.ndarray[Any, Any]:
-    """Rows of numbers, dense or sparse."""
-    if not any(isinstance(row, _SparseRow) for row in rows):
-        return _rectangle(rows, unit)
-    width = rows[0].width if isinstance(rows[0], _SparseRow) else None
-    if not all(isinstance(row, _SparseRow) and row.width == width for row in rows):
-        raise Unparseable("The rows differ in their shape: send all rows sparse and of one width, or all dense.")
-    if len(rows) * rows[0].width > _MAX_SPARSE_CELLS:
-        raise Unparseable(f"The sparse rows make more than {_MAX_SPARSE_CELLS} values: send fewer.")
-    matrix = np.zeros((len(rows), rows[0].width))
-    for row, sparse in zip(matrix, rows, strict=True):
-        row[sparse.keys] = sparse.values
-    return matrix
-
-
-def _table(rows: list[Any], unit: str) -> np.ndarray[Any, Any]:
-    """Rows of numbers and texts: of dtype float where all are numbers, else object."""
-    if not rows:
-        raise NoContent("The request has no rows.")
-    if any(isinstance(row, _SparseRow) for row in rows):
-        return _matrix(rows, unit)
-    _check_equal(rows, unit)
-    if not any(isinstance(value, (str, list, Mapping)) for row in rows for value in row):
-        return _rectangle(rows, unit)
-    if any(isinstance(value, (list, Mapping)) for row in rows for value in row):
-        raise Unparseable("A row holds a list or an object: send rows of numbers and texts.")
-    return np.array([[math.nan if value is None else value for value in row] for row in rows], dtype=object)
-
-
-def _check_equal(rows: list[Any], unit: str) -> None:
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, list):
-            raise Unparseable(f"{unit} {number} is a {type(row).__name__}, not a list: send rows of fields.")
-        if len(row) != len(rows[0]):
-            raise Unparseable(
-                f"{unit} {number} has {len(row)} fields, {unit.lower()} 1 has {len(rows[0])}: send equal rows.",
-            )
-
-
 def _rectangle(rows: list[Any], unit: str) -> np.ndarray[Any, Any]:
     if not rows:
         raise NoContent("The request has no rows.")
-    _check_equal(rows, unit)
+    tables.check_equal(rows, unit)
     try:
         matrix = np.array(rows, dtype=float)
     except (TypeError, ValueError, OverflowError) as error:

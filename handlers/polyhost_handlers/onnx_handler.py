@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from polyhost_handlers import codecs
+from polyhost_handlers import codecs, exact, json_forms, tables
 from polyhost_handlers.artifacts import networks_in
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
-from polyhost_handlers.codecs import CSV, JSON, JSONLINES, NPY
+from polyhost_handlers.codecs import CSV, JSON, JSONLINES, NPY, NPZ
 from polyhost_handlers.errors import (
     BadInput,
     HandlerError,
@@ -20,8 +22,10 @@ from polyhost_handlers.errors import (
     load_errors_named,
 )
 from polyhost_handlers.onnx_files import names_files_elsewhere
+from polyhost_handlers.onnx_locale import english_locale, missing_locale
+from polyhost_handlers.tables import Kind, Number, Schema, Table, Text
 
-_INPUTS = (CSV, JSON, JSONLINES, NPY)
+_INPUTS = (CSV, JSON, JSONLINES, NPY, NPZ)
 _OUTPUTS = (JSON, CSV, NPY)
 _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype("float32"),
@@ -32,6 +36,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(bool)": np.dtype(bool),
     "tensor(string)": np.dtype(object),
 }
+_FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,27 @@ class Input:
     name: str
     type: str
     shape: list[int | str | None]
+
+    @property
+    def width(self) -> int | None:
+        """How many fields a row has, where the network tells."""
+        if len(self.shape) == 1:
+            return 1
+        last = self.shape[-1] if len(self.shape) == 2 else None
+        return last if isinstance(last, int) else None
+
+    @property
+    def is_one_text(self) -> bool:
+        return self.type == "tensor(string)" and self.width == 1
+
+    @property
+    def kind(self) -> Kind:
+        return Text() if self.type == "tensor(string)" else Number()
+
+    @property
+    def schema(self) -> Schema:
+        """Of the rows of the only input: the network has no names for its columns, unless it has one column."""
+        return Schema(self.width, (self.name,) if self.width == 1 else None, otherwise=self.kind)
 
 
 class OnnxHandler(Handler):
@@ -52,6 +78,12 @@ class OnnxHandler(Handler):
         # Read once, while loading: the names in a damaged file are no text.
         self._inputs = [Input(spec.name, spec.type, spec.shape) for spec in session.get_inputs()]
         self._names = ", ".join(spec.name for spec in self._inputs)
+        # Of a network with an input for each column, as skl2onnx exports a DataFrame's.
+        self._is_columns = all(spec.width == 1 for spec in self._inputs)
+        kinds = tuple(spec.kind for spec in self._inputs)
+        self._schema = Schema(len(self._inputs), tuple(spec.name for spec in self._inputs), kinds)
+        # The one that each run has to be lent; None where the system has it, or where the load was enough.
+        self._locale: str | None = None
         self._outputs = [output.name for output in session.get_outputs()]
 
     @classmethod
@@ -65,50 +97,98 @@ class OnnxHandler(Handler):
         options = onnxruntime.SessionOptions()
         # Many models share this machine: a session's own thread pool would cost more than it gives.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        # What goes wrong is raised, too; onnxruntime's own lines on it would only repeat it.
+        options.log_severity_level = 4
         with load_errors_named(networks[0].name, networks[0].stat().st_size):
             if names_files_elsewhere(networks[0]):
                 raise LoadFailed(f"Unable to load model: {networks[0].name} names files outside of its archive.")
-            session = onnxruntime.InferenceSession(
-                str(networks[0]), sess_options=options, providers=["CPUExecutionProvider"],
-            )  # fmt: skip
-            return cls(session, source.default_accept(JSON))
+            return cls(_session(networks[0], options), source.default_accept(JSON))
 
     def predict(self, request: Request) -> Response:
         codecs.require_body(request.body)
         accept = codecs.choose_accept(request.accept, _OUTPUTS, self._default_accept)
         feed = self._feed(request)
         try:
-            outputs = self._session.run(self._outputs, feed)
+            outputs = self._run(feed)
+        except HandlerError:
+            raise
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             raise BadInput(f"The model cannot take this input: {error}") from error
         return Response(self._encode(outputs, accept), accept)
 
+    def _run(self, feed: Mapping[str, Any]) -> list[Any]:
+        if self._locale is None:
+            try:
+                return list(self._session.run(self._outputs, feed))
+            except Exception as error:
+                self._locale = missing_locale(error)
+                if self._locale is None:
+                    raise
+        with english_locale(self._locale):
+            return list(self._session.run(self._outputs, feed))
+
     def _feed(self, request: Request) -> dict[str, np.ndarray[Any, Any]]:
         content_type = codecs.decoder_for(request.content_type, _INPUTS)
-        if content_type == JSON and len(self._inputs) > 1:
-            return self._named_feed(request.body)
         if len(self._inputs) > 1:
-            raise BadInput(f'The model has several inputs: send JSON {{"inputs": {{name: rows}}}} with {self._names}.')
-        spec = self._inputs[0]
-        if content_type == JSON:
-            values = _json_tensor(request.body, spec.name)
-        elif content_type == NPY:
-            values = codecs.decode_array_npy(request.body)
-        elif content_type == CSV and spec.type == "tensor(string)":
-            values = codecs.decode_csv_table(request.body)
+            feed = self._named_feed(request, content_type)
         else:
-            values = codecs.decode_matrix(request.body, content_type)
-        return {spec.name: _fitted(values, spec)}
+            feed = {self._inputs[0].name: _fitted(*self._values(request, content_type), self._inputs[0])}
+        for array in feed.values():
+            if array.dtype.kind == "f":
+                codecs.check_infinite(array, request.body, content_type)
+        return feed
 
-    def _named_feed(self, body: bytes) -> dict[str, np.ndarray[Any, Any]]:
-        named = _inputs_of(codecs.parse_json(body))
-        missing = [spec.name for spec in self._inputs if not isinstance(named, dict) or spec.name not in named]
+    def _values(self, request: Request, content_type: str) -> tuple[Any, str, int]:
+        """What the one input is given, as it was sent; what an error calls a row of it, and the first one's number."""
+        spec, schema, body = self._inputs[0], self._inputs[0].schema, request.body
+        if content_type == NPY:
+            return codecs.decode_array_npy(body), "Row", 1
+        if content_type == NPZ:
+            arrays = codecs.decode_npz(body)
+            if len(arrays) == 1:
+                return next(iter(arrays.values())), "Row", 1
+        if content_type == JSON:
+            document = codecs.parse_json(body)
+            values = _nested(document, spec.name)
+            if values is not None:
+                return values, "Row", 1
+        if spec.is_one_text:
+            is_plain = codecs.media_type(request.content_type) == "text/plain"
+            return [[text] for text in codecs.decode_texts(body, content_type, schema, is_plain)], "Line", 1
+        if content_type == CSV and spec.type in _FLOATS and schema.width != 1:
+            return codecs.decode_matrix(body, content_type, schema), "Line", 1
+        table = codecs.decode_table(body, content_type, schema, codecs.header_of(request.content_type))
+        table = tables.arranged(table, schema)
+        return _fields(table), table.unit, table.first
+
+    def _named_feed(self, request: Request, content_type: str) -> dict[str, np.ndarray[Any, Any]]:
+        if content_type == NPZ:
+            return self._fitted_by_name(codecs.decode_npz(request.body))
+        if content_type == JSON:
+            document = codecs.parse_json(request.body)
+            named = _by_name(document, self._schema.names or ())
+            if named is not None:
+                return self._fitted_by_name(named)
+        if not self._is_columns:
+            raise BadInput(f'The model has several inputs: send JSON {{"inputs": {{name: rows}}}} with {self._names}.')
+        header = codecs.header_of(request.content_type)
+        table = tables.arranged(codecs.decode_table(request.body, content_type, self._schema, header), self._schema)
+        columns = zip(*_fields(table), strict=True)
+        return {
+            spec.name: _fitted([[value] for value in column], table.unit, table.first, spec)
+            for spec, column in zip(self._inputs, columns, strict=True)
+        }
+
+    def _fitted_by_name(self, named: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        missing = [spec.name for spec in self._inputs if spec.name not in named]
+        unknown = [str(name) for name in named if name not in self._schema.known]
         if missing:
             raise BadInput(f'Inputs are missing: {", ".join(missing)}; send {{"inputs": {{name: rows}}}}.')
-        return {spec.name: _fitted(_as_array(named[spec.name]), spec) for spec in self._inputs}
+        if unknown:
+            raise BadInput(f"The model has no inputs {tables.listed(unknown)}: its inputs are {self._names}.")
+        return {spec.name: _fitted(named[spec.name], "Row", 1, spec) for spec in self._inputs}
 
     def _encode(self, outputs: list[Any], accept: str) -> bytes:
         if accept == CSV:
@@ -122,39 +202,84 @@ class OnnxHandler(Handler):
         return codecs.encode_json({"predictions": answer})
 
 
-def _json_tensor(body: bytes, name: str) -> np.ndarray[Any, Any]:
-    """Rows in any JSON form, nested lists of any depth (images, sequences), or either by the input's name."""
-    document = _inputs_of(codecs.parse_json(body))
+def _session(network: Path, options: Any) -> Any:
+    from onnxruntime import InferenceSession
+
+    try:
+        return InferenceSession(str(network), sess_options=options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        name = missing_locale(error)
+        if name is None:
+            raise
+    with english_locale(name):
+        return InferenceSession(str(network), sess_options=options, providers=["CPUExecutionProvider"])
+
+
+def _nested(document: Any, name: str) -> Any:
+    """Nested lists of any depth (images, sequences) or a tensor, bare or by the input's name; None where rows are."""
+    if isinstance(document, dict):
+        tensors = json_forms.tensors_of(document.get("inputs"))
+        if tensors is not None:
+            return tensors[0].array if len(tensors) == 1 else None
+        document = document.get("inputs", document)
     if isinstance(document, dict):
         document = document.get(name, document)
     if isinstance(document, dict) and isinstance(document.get("instances"), list):
         document = document["instances"]
-    if isinstance(document, list) and not any(isinstance(item, dict) for item in document):
-        return _as_array(document)
-    return _as_array(codecs.json_rows(document))
+    if (
+        isinstance(document, list)
+        and document
+        and all(isinstance(item, dict) and [*item] == [name] for item in document)
+    ):
+        return [item[name] for item in document]
+    is_nested = isinstance(document, list) and not any(isinstance(item, dict) for item in document)
+    return document if is_nested else None
 
 
-def _inputs_of(document: Any) -> Any:
-    return document.get("inputs", document) if isinstance(document, dict) else document
+def _by_name(document: Any, names: Sequence[str]) -> Mapping[str, Any] | None:
+    """What each input is given, by its name; None where the body is rows, which are taken apart."""
+    if isinstance(document, dict):
+        tensors = json_forms.tensors_of(document.get("inputs"))
+        if tensors is not None:
+            return {tensor.name: tensor.array for tensor in tensors}
+        document = document.get("inputs", document)
+    if isinstance(document, dict) and isinstance(document.get("instances"), list):
+        document = document["instances"]
+    if isinstance(document, dict) and document.keys() & set(names):
+        return document
+    if isinstance(document, list) and document and isinstance(document[0], dict) and document[0].keys() & set(names):
+        records = json_forms.table_of(document, names)
+        return dict(zip(records.names or (), map(list, zip(*records.rows, strict=True)), strict=True))
+    return None
 
 
-def _as_array(value: Any) -> np.ndarray[Any, Any]:
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise Unparseable(f"The rows differ in length: {error}.") from error
+def _fields(table: Table) -> list[Any]:
+    """The rows' fields as they were sent, sparse ones as numbers."""
+    if any(isinstance(row, tables.SparseRow) for row in table.rows):
+        dense: list[Any] = tables.matrix_of(table).tolist()
+        return dense
+    rows: list[Any] = table.rows if isinstance(table.rows, list) else table.rows.tolist()
+    # A text may be empty; a number that is empty is missing.
+    return [["" if field is None else field for field in row] for row in rows] if table.is_csv else rows
 
 
-def _fitted(values: np.ndarray[Any, Any], spec: Input) -> np.ndarray[Any, Any]:
+def _fitted(values: Any, unit: str, first: int, spec: Input) -> np.ndarray[Any, Any]:
     """`values` with the dtype and rank that the network declares; free dimensions may be any size."""
     dtype = _DTYPES.get(spec.type)
     if dtype is None:
         raise BadInput(f"Input {spec.name} is a {spec.type}, which cannot be sent.")
-    array = _cast(values, dtype, spec)
+    try:
+        array = exact.array_of(values, dtype, unit, first)
+    except Unparseable:
+        raise
+    except BadInput as error:
+        raise BadInput(f"Input {spec.name} takes {spec.type}. {error.message}") from error
     shape = spec.shape
     if not shape:
         return array  # a scalar, or of a shape that the network leaves open
-    if array.ndim == len(shape) - 1:
+    if array.ndim == 1 and len(shape) == 2 and shape[1] == 1:
+        array = array[:, np.newaxis]  # a value a row
+    elif array.ndim == len(shape) - 1:
         array = array[np.newaxis, ...]
     elif array.ndim == len(shape) + 1 and array.shape[-1] == 1:
         array = array[..., 0]  # a column of CSV
@@ -163,19 +288,6 @@ def _fitted(values: np.ndarray[Any, Any], spec: Input) -> np.ndarray[Any, Any]:
     for wanted, got in zip(shape[1:], array.shape[1:], strict=True):
         if isinstance(wanted, int) and wanted != got:
             raise BadInput(f"Input {spec.name} has shape {_shown(shape)}, the request {_shown(array.shape)}.")
-    return array
-
-
-def _cast(values: np.ndarray[Any, Any], dtype: np.dtype[Any], spec: Input) -> np.ndarray[Any, Any]:
-    try:
-        if dtype.kind == "O":
-            return (np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values).astype(dtype)
-        with np.errstate(over="ignore", invalid="ignore"):
-            array: np.ndarray[Any, Any] = values.astype(dtype)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise BadInput(f"Input {spec.name} takes {spec.type}: {error}.") from error
-    if dtype.kind in "iu" and values.dtype.kind == "f" and not np.array_equal(array, values):
-        raise BadInput(f"Input {spec.name} takes {spec.type}: send whole numbers.")
     return array
 
 

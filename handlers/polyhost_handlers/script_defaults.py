@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 
 from polyhost_handlers import codecs
-from polyhost_handlers.codecs import CSV, JSON, NPY
+from polyhost_handlers.codecs import CSV, JSON, NPY, NPZ
 from polyhost_handlers.errors import BadInput, HandlerError, NoContent, Unparseable, is_out_of_memory, sentence_of
 
-NPZ = "application/x-npz"
 _INPUTS = (JSON, CSV, NPY, NPZ)
 _OUTPUTS = (JSON, CSV, NPY)
 

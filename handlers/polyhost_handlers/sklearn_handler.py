@@ -2,105 +2,178 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from polyhost_handlers import codecs
+from polyhost_handlers import codecs, json_forms, tables
 from polyhost_handlers.artifacts import estimators_in, files_of
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
-from polyhost_handlers.codecs import CSV, JSON, JSONLINES, NPY
-from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed, load_errors_named
+from polyhost_handlers.codecs import CSV, JSON, JSONLINES, NPY, NPZ
+from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed, is_out_of_memory, sentence_of
+from polyhost_handlers.sklearn_artifact import Unpickled, unpickle, versions_differ
+from polyhost_handlers.sklearn_columns import wanted_by
+from polyhost_handlers.tables import Table
 from polyhost_handlers.xgboost_guard import refuse_newer_models
 
-_INPUTS = (CSV, JSON, JSONLINES, NPY)
+logger = logging.getLogger("polyhost.handlers")
+
+_INPUTS = (CSV, JSON, JSONLINES, NPY, NPZ)
 _OUTPUTS = (JSON, CSV, NPY)
 
 
 class SklearnHandler(Handler):
     kind = "sklearn"
 
-    def __init__(self, estimator: Any, default_accept: str) -> None:
-        self._estimator = estimator
+    def __init__(self, unpickled: Unpickled, default_accept: str) -> None:
+        estimator = unpickled.estimator
+        self._written_by = unpickled.version
         self._default_accept = default_accept
         self._answer = estimator.predict if hasattr(estimator, "predict") else estimator.transform
+        self._wanted = wanted_by(estimator)
+        self._schema = self._wanted.schema
 
     @classmethod
     def load(cls, source: ModelSource) -> SklearnHandler:
         path = _estimator_file(source.model_dir)
-        estimator = _unpickle(path)
+        refuse_newer_models()  # a pipeline may hold a booster
+        unpickled = unpickle(path)
+        estimator = unpickled.estimator
         if not hasattr(estimator, "predict") and not hasattr(estimator, "transform"):
             name = type(estimator).__name__
             raise LoadFailed(f"Unable to load model: {path.name} holds a {name}, which cannot predict nor transform.")
-        return cls(estimator, source.default_accept(JSON))
+        # It speaks of arrays for models of named columns, which are put into the model's order before.
+        warnings.filterwarnings("ignore", message="X does not have valid feature names")
+        model = cls(unpickled, source.default_accept(JSON))
+        if model._wanted.needs_frame and importlib.util.find_spec("pandas") is None:
+            raise LoadFailed(
+                "Unable to load model: it finds its columns by name, which needs pandas: pip install pandas."
+            )
+        model._check_release(path.name)
+        if unpickled.version is not None:
+            logger.warning("model %s: %s", source.model_name, versions_differ(unpickled.version))
+        return model
 
     def predict(self, request: Request) -> Response:
         codecs.require_body(request.body)
         accept = codecs.choose_accept(request.accept, _OUTPUTS, self._default_accept)
-        table = _decode(request.body, codecs.decoder_for(request.content_type, _INPUTS))
-        self._check_width(table)
+        rows = self._rows(request)
         try:
-            prediction = self._answer(self._as_trained(table))
+            prediction = self._answer(rows)
         except (ValueError, TypeError) as error:
             raise BadInput(f"The model cannot take these rows: {error}") from error
+        except Exception as error:
+            if is_out_of_memory(error) or self._written_by is None:
+                raise
+            raise HandlerError(f"Prediction failed: {type(error).__name__}: {sentence_of(error)}. "
+                               f"{versions_differ(self._written_by)}") from error  # fmt: skip
         return Response(_encode(prediction, accept), accept)
 
-    def _check_width(self, table: np.ndarray[Any, Any]) -> None:
-        expected = getattr(self._estimator, "n_features_in_", None)
-        if expected is not None and table.shape[1] != expected:
-            raise BadInput(f"Each row has {table.shape[1]} features, the model was trained on {expected}.")
+    def _rows(self, request: Request) -> Any:
+        """The request's rows as the model was trained on them."""
+        content_type = codecs.decoder_for(request.content_type, _INPUTS)
+        if self._wanted.is_texts:
+            is_plain = codecs.media_type(request.content_type) == "text/plain"
+            return codecs.decode_texts(request.body, content_type, self._schema, is_plain)
+        if self._wanted.is_records:
+            if content_type != JSON:
+                raise BadInput('The model takes records: send JSON, [{"name": value, …}, …].')
+            return json_forms.records_of(codecs.parse_json(request.body))
+        header = codecs.header_of(request.content_type)
+        table = codecs.decode_table(request.body, content_type, self._schema, header)
+        rows = self._typed(tables.arranged(table, self._schema))
+        if isinstance(rows, np.ndarray) and rows.dtype.kind == "f":
+            codecs.check_infinite(rows, request.body, content_type)
+        return rows
 
-    def _as_trained(self, table: np.ndarray[Any, Any]) -> Any:
-        """
-        The table as the model knows it.
+    def _typed(self, table: Table) -> Any:
+        """A DataFrame where the model finds its columns by name, else an array: of numbers, or of objects."""
+        if self._schema.kinds is None and isinstance(self._schema.otherwise, tables.Number):
+            matrix = tables.matrix_of(table)
+            return _frame(matrix.T, self._schema.names) if self._wanted.needs_frame else matrix
+        if any(isinstance(row, tables.SparseRow) for row in table.rows):
+            return tables.matrix_of(table)
+        columns = tables.columns_of(table, self._schema)
+        if self._wanted.needs_frame:
+            return _frame([_column(values) for values in columns], self._schema.names)
+        if self._wanted.is_column:
+            return _column(columns[0])
+        together = _column([value for values in columns for value in values])
+        return together.reshape(len(columns), -1).T
 
-        A model trained on a DataFrame finds its columns by name; without pandas it gets them by position. One that
-        does not count features, a vectorizer of texts, takes a list of texts.
+    def _check_release(self, name: str) -> None:
         """
-        names = getattr(self._estimator, "feature_names_in_", None)
-        if names is None:
-            is_texts = table.dtype == object and 1 in table.shape and not hasattr(self._estimator, "n_features_in_")
-            return table.ravel() if is_texts else table
+        Refuse what another release has written and this one cannot run.
+
+        An estimator whose insides have changed unpickles, and then each call ends in an AttributeError.
+        """
+        if self._written_by is None:
+            return
         try:
-            import pandas as pd
-        except ImportError:
-            return table
-        return pd.DataFrame(table, columns=names).infer_objects()
+            self._answer(self._probe())
+        except (AttributeError, ImportError) as error:
+            reason = f"{type(error).__name__}: {sentence_of(error)}"
+            raise LoadFailed(f"Unable to load model: {name} does not run here: {reason}. "
+                             f"{versions_differ(self._written_by)}") from error  # fmt: skip
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+
+    def _probe(self) -> Any:
+        """One row of what the model may be asked: missing values and zeros that it need not like."""
+        if self._wanted.is_texts:
+            return ["text"]
+        if self._wanted.is_records:
+            return [{}]
+        width = self._schema.width or 1
+        fields = [tables.example_of(kind) for kind in self._schema.kinds_for(width)]
+        return self._typed(Table([fields]))
+
+
+def _column(values: list[Any]) -> np.ndarray[Any, Any]:
+    """As booleans, whole numbers or numbers where all values are, else as objects."""
+    kinds = {type(value) for value in values}
+    if kinds in ({bool}, {int}):
+        return _objects(values) if _is_large(values) else np.array(values)
+    if kinds and kinds <= {bool, int, float}:
+        return np.array(values, dtype=float)
+    return _objects(values)
+
+
+def _objects(values: list[Any]) -> np.ndarray[Any, Any]:
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column
+
+
+def _is_large(values: list[Any]) -> bool:
+    return not all(-(2**63) <= value < 2**63 for value in values)
+
+
+def _frame(columns: Any, names: Any) -> Any:
+    import pandas as pd
+
+    return pd.DataFrame(
+        {name: pd.Series(column, dtype=column.dtype) for name, column in zip(names, columns, strict=True)}
+    )
 
 
 def _estimator_file(model_dir: Path) -> Path:
-    preferred = [model_dir / "model.joblib", model_dir / "model.pkl"]
-    found = [path for path in preferred if path.is_file()] or estimators_in(model_dir)
+    found = estimators_in(model_dir)
+    preferred = [path for path in found if path.name.partition(".")[0] == "model"]
+    for name in ("model.joblib", "model.pkl"):
+        preferred = [path for path in preferred if path.name == name] or preferred
     if not found:
         names = ", ".join(path.name for path in files_of(model_dir)) or "nothing"
         raise LoadFailed(f"Unable to load model: no model.joblib or *.pkl in the archive, found {names}.")
-    if len(found) > 1 and found[0].name not in ("model.joblib", "model.pkl"):
+    if len(found) > 1 and len(preferred) != 1:
         names = ", ".join(path.name for path in found)
         raise LoadFailed(f"Unable to load model: several pickles ({names}); name the model's own model.joblib.")
-    return found[0]
-
-
-def _unpickle(path: Path) -> Any:
-    import joblib
-
-    refuse_newer_models()
-    with load_errors_named(f"{path.name} cannot be unpickled", path.stat().st_size):
-        try:
-            return joblib.load(path)
-        except ModuleNotFoundError as error:
-            raise LoadFailed(f"Unable to load model: {path.name} needs the Python module {error.name}, "
-                             "which is not installed here.") from error  # fmt: skip
-
-
-def _decode(body: bytes, content_type: str) -> np.ndarray[Any, Any]:
-    if content_type == CSV:
-        return codecs.decode_csv_table(body)
-    if content_type == JSON:
-        return codecs.decode_json_table(body)
-    if content_type == JSONLINES:
-        return codecs.decode_jsonlines_table(body)
-    return codecs.decode_matrix(body, content_type)
+    return preferred[0] if preferred else found[0]
 
 
 def _encode(prediction: Any, accept: str) -> bytes:

@@ -125,6 +125,12 @@ def npy(array: Any) -> bytes:
     return stream.getvalue()
 
 
+def npz(**arrays: Any) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
 def npy_header(header: str, data: bytes = b"") -> bytes:
     """A .npy file whose header is whatever an attacker likes."""
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + data

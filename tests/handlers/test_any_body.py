@@ -20,6 +20,7 @@ from typing import Any
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,7 +35,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from support.forms import examples
 
-from handlers.calling import npy
+from handlers.calling import npy, npz
 from handlers.test_artifacts import put_knn, put_linear_learner, put_onnx
 from handlers.test_recordio import record
 from handlers.test_xgboost import FIXTURES
@@ -44,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 CONTENT_TYPES = (
     "text/csv", "text/libsvm", "application/json", "application/jsonlines", "application/x-npy",
-    "application/x-recordio-protobuf", "application/x-image", "", "text/plain", "x",
+    "application/x-recordio-protobuf", "application/x-image", "application/x-npz", "", "text/plain", "x",
 )  # fmt: skip
 ACCEPTS = ("", "*/*", "application/json", "text/csv", "application/jsonlines", "application/x-npy",
            "application/x-recordio-protobuf", "image/png")  # fmt: skip
@@ -61,7 +62,17 @@ GOOD = [
     b'{"inputs": {"a": [[1, 2]], "b": [[3, 4]]}}',
     b'[["y", 1, true], ["n", -1.5e300, null]]',
     b'{"features": [1, 2]}\n[3, 4]\n',
+    b"b,c,a\ny,1,2\nn,3,4",
+    b'[{"a": 1, "b": "y", "c": 2}, {"c": 3, "a": 1, "b": "n"}]',
+    b'{"columns": ["c", "b", "a"], "data": [[1, "y", 2]]}',
+    b'{"a": {"0": 1}, "b": {"0": "y"}, "c": {"0": 2}}',
+    b'{"data": {"names": ["a", "b", "c"], "ndarray": [[1, "n", 2]]}}',
+    b'{"inputs": [{"name": "a", "shape": [1], "data": [1]}, {"name": "b", "shape": [1, 1], "data": [2]}]}',
+    b"1 2 3 4\n5 6 7 8",
+    b"# a b c d\n1 2 3 4",
     npy([ROW, ROW]),
+    npz(a=[1.0, 2.0], c=[3.0, 4.0], b=["y", "n"]),
+    npz(arr_0=[ROW]),
     npy(np.array([[1, 2]], ">i2")),
     npy([["a", "b"]]),
     encode_features([ROW, ROW]),
@@ -127,6 +138,10 @@ def estimator(kind: str) -> Any:
         return make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(
             ["a good day", "a bad night"], ["good", "bad"]
         )
+    if kind == "named":
+        frame = pd.DataFrame({"a": [1.0, 2.0], "b": ["y", "n"], "c": [1, 2]})
+        encoder = OneHotEncoder(handle_unknown="ignore")
+        return ColumnTransformer([("numbers", StandardScaler(), ["c", "a"]), ("yes_or_no", encoder, ["b"])]).fit(frame)
     table = np.array([[1, 2, "y"], [3, 5, "n"]], dtype=object)
     columns = [("numbers", StandardScaler(), [0, 1]), ("yes_or_no", OneHotEncoder(handle_unknown="ignore"), [2])]
     return ColumnTransformer(columns).fit(table)
@@ -147,7 +162,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Handl
     del sys.modules["inference"]
 
 
-KINDS = ("xgboost", "ensemble", "linear", "knn", "onnx", "regression", "preprocessor", "texts", "script")
+KINDS = ("xgboost", "ensemble", "linear", "knn", "onnx", "regression", "preprocessor", "named", "texts", "script")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,8 +171,8 @@ def test_any_body(kind: str, models: dict[str, Handler]) -> None:
     200, 204, 400 or 415; a 500 only where it is a script's or an estimator's own; never a MemoryError.
     """
     model = models[kind]
-    # A vectorizer that is given numbers, and a script that is the identity, fail by themselves.
-    allowed = {200, 204, 400, 415} | ({500} if kind == "texts" or isinstance(model, ScriptHandler) else set())
+    # A script that is the identity fails by itself.
+    allowed = {200, 204, 400, 415} | ({500} if isinstance(model, ScriptHandler) else set())
 
     @settings(max_examples=examples(150), suppress_health_check=list(HealthCheck))
     @given(body=BODIES, content_type=st.sampled_from(CONTENT_TYPES), accept=st.sampled_from(ACCEPTS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import tracemalloc
@@ -10,10 +11,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from polyhost_handlers import codecs
-from polyhost_handlers.codecs import CSV, JSON, JSONLINES, LIBSVM, NPY, RECORDIO
-from polyhost_handlers.errors import HandlerError, NoContent, Unparseable, UnsupportedMediaType
+from polyhost_handlers.codecs import CSV, JSON, JSONLINES, LIBSVM, NPY, NPZ, RECORDIO
+from polyhost_handlers.errors import BadInput, HandlerError, NoContent, Unparseable, UnsupportedMediaType
+from polyhost_handlers.tables import Choice, Number, Schema, Text
 
-from handlers.calling import npy, npy_header
+from handlers.calling import npy, npy_header, npz
 
 NAN = math.nan
 ROWS = [[1.0, 2.5], [NAN, -3.0]]
@@ -171,9 +173,9 @@ def test_no_rows_is_no_content(body: bytes, content_type: str) -> None:
         (b"[[1, [2]]]", JSON, "not a number"),
         (b"5", JSON, "A JSON int is not rows"),
         (b'"abc"', JSON, "A JSON str is not rows"),
-        (b'{"rows": [1]}', JSON, 'no "instances"'),
+        (b"{}", JSON, 'no "instances"'),
         (b'{"values": 5}', JSON, "Row 1 is a int"),
-        (b"[[1" + b"0" * 400 + b"]]", JSON, "not a number: int too large"),
+        (b"[[1" + b"0" * 400 + b"]]", JSON, "does not fit into float64"),
         (b"[[1" + b"0" * 5000 + b"]]", JSON, "The body is not JSON"),
         (b"[" * 100_000, JSON, "not JSON"),
         (b'[{"data":' * 450 + b"[1]" + b"}]" * 450, JSON, "nested too deeply"),
@@ -191,7 +193,7 @@ def test_no_rows_is_no_content(body: bytes, content_type: str) -> None:
         (b"", NPY, "header cannot be read"),
         (b"\x93NUMPY\x01\x00", NPY, "header cannot be read"),
         (b"PK\x03\x04", NPY, "header cannot be read"),
-        (npy([["a"]]), NPY, "send rows of numbers"),
+        (npy([["a"]]), NPY, "Row 1, field 1: 'a' is not a number"),
         (npy([1j]), NPY, "dtype complex128: send numbers"),
         (npy(np.zeros(1, dtype=[("a", "f8")])), NPY, "send numbers"),
         (npy(5.0), NPY, "send rows of numbers"),
@@ -229,7 +231,7 @@ def test_what_is_wrong_is_said(body: bytes, content_type: str, sentence: str) ->
         "{'descr': 5, 'fortran_order': False, 'shape': (1,), }",
     ],
 )
-@pytest.mark.parametrize("decode", [codecs.decode_npy, codecs.decode_array_npy])
+@pytest.mark.parametrize("decode", [lambda body: codecs.decode_matrix(body, NPY), codecs.decode_array_npy])
 def test_a_crafted_npy_header_is_refused_for_nothing(header: str, decode: Callable[[bytes], object]) -> None:
     """
     No code, no memory, and never MemoryError: that would be a 507, upon which the platform unloads every model.
@@ -239,16 +241,15 @@ def test_a_crafted_npy_header_is_refused_for_nothing(header: str, decode: Callab
         decode(body)
 
 
-@pytest.mark.parametrize("decode", [codecs.decode_json, codecs.decode_json_table])
-def test_sparse_rows_cost_no_more_than_they_may(decode: Callable[[bytes], np.ndarray]) -> None:
+def test_sparse_rows_cost_no_more_than_they_may() -> None:
     """
     A hundred bytes must not make gigabytes, neither in one row nor in many.
     """
     row = {"keys": [0], "shape": [10_000_000], "values": [1]}
-    with _costs_less_than(90_000_000):
-        assert decode(json.dumps([row]).encode()).shape == (1, 10_000_000)
+    with _costs_less_than(95_000_000):
+        assert codecs.decode_matrix(json.dumps([row]).encode(), JSON).shape == (1, 10_000_000)
     with _costs_less_than(10_000_000), pytest.raises(Unparseable, match=r"send fewer"):
-        decode(json.dumps([row] * 1000).encode())
+        codecs.decode_matrix(json.dumps([row] * 1000).encode(), JSON)
 
 
 class _costs_less_than:
@@ -264,83 +265,204 @@ class _costs_less_than:
         assert peak < self._most_bytes
 
 
-@pytest.mark.parametrize(
-    ("body", "table"),
-    [
-        (b"1,y\n2,n", [[1.0, "y"], [2.0, "n"]]),
-        (b"1,y\r\n,n\r\n", [[1.0, "y"], [NAN, "n"]]),
-        (b'1,"a, b"\n2,"say ""hi"""', [[1.0, "a, b"], [2.0, 'say "hi"']]),
-        (b'"two\nlines",1', [["two\nlines", 1.0]]),
-        (b"y\n\nn", [["y"], [NAN], ["n"]]),
-        (b"\xc3\xa9,1", [["é", 1.0]]),
-    ],
-)
-def test_csv_with_text(body: bytes, table: list[list[object]]) -> None:
+def test_arrays_by_name() -> None:
     """
-    Numbers are numbers, quoted fields are one field, an empty one is missing.
+    A .npz file of one array, or of a column each.
     """
-    decoded = codecs.decode_csv_table(body)
-
-    assert decoded.dtype == object
-    assert repr(decoded.tolist()) == repr(table)
+    np.testing.assert_array_equal(codecs.decode_matrix(npz(arr_0=np.array(ROWS)), NPZ), ROWS)
+    np.testing.assert_array_equal(codecs.decode_matrix(npz(a=[1, NAN], b=[[2.5], [-3]]), NPZ), ROWS)
+    schema = Schema(2, ("b", "a"))
+    np.testing.assert_array_equal(codecs.decode_matrix(npz(a=[1, 2], b=[3, 4]), NPZ, schema), [[3, 1], [4, 2]])
 
 
 @pytest.mark.parametrize(
-    ("decode", "body"),
+    ("body", "sentence"),
     [
-        (codecs.decode_json_table, b'[[1, "y"], [null, "n"]]'),
-        (codecs.decode_json_table, b'{"instances": [{"features": [1, "y"]}, {"features": [null, "n"]}]}'),
-        (codecs.decode_jsonlines_table, b'[1, "y"]\n{"features": [null, "n"]}'),
+        (b"", "not a .npz file"),
+        (b"PK\x03\x04", "not a .npz file"),
+        (npz(a=[1])[:-30], "not a .npz file"),
+        (npz(a=[1], b=[1, 2]), "a column each"),
+        (npz(a=np.zeros((1, 2, 3))), "send rows of numbers"),
+        (npz(a=[1j]), "send numbers"),
     ],
 )
-def test_json_with_text(decode: Callable[[bytes], np.ndarray], body: bytes) -> None:
+def test_broken_arrays(body: bytes, sentence: str) -> None:
     """
-    The same forms as for numbers; null is missing here too.
+    One sentence, whatever is wrong with the zip or with what is in it.
     """
-    assert repr(decode(body).tolist()) == repr([[1, "y"], [NAN, "n"]])
+    with pytest.raises(BadInput, match=sentence):
+        codecs.decode_matrix(body, NPZ)
+
+
+def test_arrays_cost_no_more_than_they_may() -> None:
+    """
+    Zeros pack to a thousandth of their size, and a zip may hold many.
+    """
+    stream = io.BytesIO()
+    np.savez_compressed(stream, np.zeros(10_000_000))
+    with _costs_less_than(4_000_000), pytest.raises(Unparseable, match="more than 20 times what was sent"):
+        codecs.decode_matrix(stream.getvalue(), NPZ)
 
 
 @pytest.mark.parametrize(
-    ("decode", "body"),
+    ("body", "content_type", "unit", "table"),
     [
-        (codecs.decode_csv_table, b"1,2\n3,"),
-        (codecs.decode_json_table, b"[[1, 2], [3, null]]"),
-        (codecs.decode_json_table, b'[{"keys": [0, 1], "values": [1, 2]}, {"keys": [0, 1], "values": [3, NaN]}]'),
-        (codecs.decode_jsonlines_table, b"[1, 2]\n[3, null]"),
+        (b"1,y\n2,n", CSV, "Line", [["1", "y"], ["2", "n"]]),
+        (b"1,y\r\n,n\r\n", CSV, "Line", [["1", "y"], [None, "n"]]),
+        (b'1,"a, b"\n2,"say ""hi"""', CSV, "Line", [["1", "a, b"], ["2", 'say "hi"']]),
+        (b'"two\nlines",1', CSV, "Line", [["two\nlines", "1"]]),
+        (b"y;2\nn;3", CSV, "Line", [["y", "2"], ["n", "3"]]),
+        (b"y\t2", CSV, "Line", [["y", "2"]]),
+        (b"\xc3\xa9,1", CSV, "Line", [["é", "1"]]),
+        (b'[[1, "y"], [null, "n"]]', JSON, "Row", [[1, "y"], [None, "n"]]),
+        (b'{"instances": [{"features": [1, "y"]}, {"features": [null, "n"]}]}', JSON, "Row", [[1, "y"], [None, "n"]]),
+        (b'[1, "y"]\n{"features": [null, "n"]}', JSONLINES, "Line", [[1, "y"], [None, "n"]]),
+        (npy([["a", "02"]]), NPY, "Row", [["a", "02"]]),
+        (npy([[b"a", b"02"]]), NPY, "Row", [["a", "02"]]),
     ],
 )
-def test_a_table_of_numbers_is_of_numbers(decode: Callable[[bytes], np.ndarray], body: bytes) -> None:
+def test_tables_keep_what_was_sent(body: bytes, content_type: str, unit: str, table: list[list[object]]) -> None:
     """
-    An estimator of numbers sees float64, not objects.
+    A field of CSV is a text, and only an empty one is missing; a model's schema makes numbers of them.
     """
-    table = decode(body)
+    decoded = codecs.decode_table(body, content_type, Schema(otherwise=Text()))
 
-    assert table.dtype == np.dtype(float)
-    np.testing.assert_array_equal(table, [[1, 2], [3, NAN]])
+    assert (decoded.rows, decoded.unit, decoded.names) == (table, unit, None)
+
+
+NUMBERS_3 = Schema(3, ("a", "b", "c"))
+WORDS_2 = Schema(2, ("city", "kind"), (Choice(["oslo", "rome"]), Choice(["a", "kind"])))
+MIXED_2 = Schema(2, ("age", "city"), (Number(), Text()))
 
 
 @pytest.mark.parametrize(
-    ("decode", "body"),
+    ("body", "schema", "names", "rows"),
     [
-        (codecs.decode_csv_table, b"1,2\n3"),
-        (codecs.decode_csv_table, b'"never closed,1\n2,3'),
-        (codecs.decode_csv_table, b'"' + b"a" * 200_000 + b'"'),
-        (codecs.decode_csv_table, b"\xff"),
-        (codecs.decode_json_table, b'[["a"], 2]'),
-        (codecs.decode_json_table, b'[["a"], "ab"]'),
-        (codecs.decode_json_table, b'[["a", [1, 2]]]'),
-        (codecs.decode_json_table, b'[[{"a": 1}]]'),
-        (codecs.decode_json_table, b'[["a"], ["b", 1]]'),
-        (codecs.decode_json_table, b"[[1" + b"0" * 400 + b"]]"),
-        (codecs.decode_jsonlines_table, b'["a"]\n["b", 1]'),
+        # The delimiter is the one that makes as many fields as the model wants.
+        (b"1 2 3\n4 5 6", NUMBERS_3, None, [["1", "2", "3"], ["4", "5", "6"]]),
+        (b"1.000e+00 2.000e+00 3.000e+00\n", NUMBERS_3, None, [["1.000e+00", "2.000e+00", "3.000e+00"]]),
+        (b"  1\t2   3 \n", NUMBERS_3, None, [["1", "2", "3"]]),
+        (b"30,new york\n", MIXED_2, None, [["30", "new york"]]),
+        (b"30;a, b\n", MIXED_2, None, [["30", "a, b"]]),
+        (b"30 oslo\n", MIXED_2, None, [["30", "oslo"]]),
+        (b"30,\n", MIXED_2, None, [["30", None]]),
+        # A first line of names.
+        (b"c,b,a\n1,2,3", NUMBERS_3, ("c", "b", "a"), [["1", "2", "3"]]),
+        (b"c , b, a\n1,2,3", NUMBERS_3, ("c", "b", "a"), [["1", "2", "3"]]),
+        (b"c b a\n1 2 3", NUMBERS_3, ("c", "b", "a"), [["1", "2", "3"]]),
+        (b"# c b a\n1 2 3", NUMBERS_3, ("c", "b", "a"), [["1", "2", "3"]]),
+        (b"x,y,z\n1,2,3", NUMBERS_3, ("x", "y", "z"), [["1", "2", "3"]]),
+        (b"kind,city\na,oslo", WORDS_2, ("kind", "city"), [["a", "oslo"]]),
+        (b"city,age\noslo,30", MIXED_2, ("city", "age"), [["oslo", "30"]]),
+        (b"town,age\noslo,30", MIXED_2, ("town", "age"), [["oslo", "30"]]),
+        # A first line of values, one of which is called as a column is.
+        (b"oslo,kind\nrome,a", WORDS_2, None, [["oslo", "kind"], ["rome", "a"]]),
+        (b"30,city\n", MIXED_2, None, [["30", "city"]]),
+        (b"nan,nan,1", NUMBERS_3, None, [["nan", "nan", "1"]]),
     ],
 )
-def test_a_broken_table_is_said(decode: Callable[[bytes], np.ndarray], body: bytes) -> None:
+def test_the_lines_of_a_csv(
+    body: bytes, schema: Schema, names: tuple[str, ...] | None, rows: list[list[str | None]]
+) -> None:
+    """
+    What the model knows tells the delimiter and whether the first line has names.
+    """
+    table = codecs.decode_table(body, CSV, schema)
+
+    assert (table.names, table.rows) == (names, rows)
+
+
+def test_a_client_may_say_whether_there_are_names() -> None:
+    """
+    By the parameter of text/csv that RFC 4180 has for it.
+    """
+    assert codecs.header_of("text/csv; charset=utf-8; header=present") is True
+    assert codecs.header_of("text/csv;header=ABSENT") is False
+    assert codecs.header_of("text/csv; charset=utf-8") is None
+    assert codecs.decode_table(b"1,2\n3,4", CSV, header=True).names == ("1", "2")
+    assert codecs.decode_table(b"age,city\n3,4", CSV, MIXED_2, header=False).names is None
+
+
+def test_numbers_with_names_come_in_the_models_order() -> None:
+    """
+    From each format that has names.
+    """
+    for body, content_type in (
+        (b"c,b,a\n3,2,1", CSV),
+        (b"c\tb\ta\n3\t2\t1", CSV),
+        (b'{"columns": ["c", "b", "a"], "data": [[3, 2, 1]]}', JSON),
+        (b'[{"c": 3, "a": 1, "b": 2}]', JSON),
+        (b'{"c": 3, "a": 1, "b": 2}', JSONLINES),
+        (npz(c=[3], b=[2], a=[1]), NPZ),
+    ):
+        np.testing.assert_array_equal(codecs.decode_matrix(body, content_type, NUMBERS_3), [[1, 2, 3]])
+    for body in (b"c,b,x\n3,2,1", b"c,b,b\n3,2,1"):
+        with pytest.raises(BadInput, match=r"unknown x; missing a|more than once: b"):
+            codecs.decode_matrix(body, CSV, NUMBERS_3)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"1,2\n3", CSV),
+        (b'"never closed,1\n2,3', CSV),
+        (b'"' + b"a" * 200_000 + b'"', CSV),
+        (b"\xff", CSV),
+        (b"a,b\n1,2,3", CSV),
+        (b'[["a"], 2]', JSON),
+        (b'[["a"], "ab"]', JSON),
+        (b'[["a"], ["b", 1]]', JSON),
+        (b'["a"]\n["b", 1]', JSONLINES),
+        (npy(np.zeros((1, 2, 3))), NPY),
+    ],
+)
+def test_a_broken_table_is_said(body: bytes, content_type: str) -> None:
     """
     Never another exception than Unparseable.
     """
     with pytest.raises(Unparseable):
-        decode(body)
+        codecs.decode_table(body, content_type, Schema(otherwise=Text()))
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "is_plain", "texts"),
+    [
+        (b"great\nso bad\n", CSV, False, ["great", "so bad"]),
+        (b'"great, loved it"\r\n2020\r\n', CSV, False, ["great, loved it", "2020"]),
+        (b"a\n\nb\n\n", CSV, False, ["a", "", "b"]),
+        (b'great, "loved" it\n\nb', CSV, True, ['great, "loved" it', "", "b"]),
+        (b'["a", "b, c"]', JSON, False, ["a", "b, c"]),
+        (b'[["a"], ["b, c"], [2020]]', JSON, False, ["a", "b, c", "2020"]),
+        (b'{"instances": ["a", "b"]}', JSON, False, ["a", "b"]),
+        (b'[{"text": "a"}, {"text": "b"}]', JSON, False, ["a", "b"]),
+        (b'"a"\n"b"\n', JSONLINES, False, ["a", "b"]),
+        (b'{"text": "a"}\n{"text": "b"}', JSONLINES, False, ["a", "b"]),
+        (npy(["a", "b"]), NPY, False, ["a", "b"]),
+    ],
+)
+def test_texts(body: bytes, content_type: str, is_plain: bool, texts: list[str]) -> None:
+    """
+    One a row: never two of one line, and never a number.
+    """
+    assert codecs.decode_texts(body, content_type, Schema(1), is_plain) == texts
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "sentence"),
+    [
+        (b"good\ngreat, loved it", CSV, "Line 2 has 2 fields, the model takes one text a line"),
+        (b'[["a", "b"]]', JSON, "Each row has 2 features"),
+        (b"[[1.5]]", JSON, "Row 1: 1.5 is not text: put it in quotes"),
+        (b"[[null]]", JSON, "Row 1: null is missing"),
+        (b"[[[1]]]", JSON, "Row 1: a list is not text"),
+    ],
+)
+def test_what_is_no_text(body: bytes, content_type: str, sentence: str) -> None:
+    """
+    The sentence says how to send it.
+    """
+    with pytest.raises(BadInput, match=sentence):
+        codecs.decode_texts(body, content_type, Schema(1))
 
 
 def test_encoding() -> None:

@@ -114,7 +114,7 @@ def test_the_next_container_reads_what_it_answers(preprocessor: Path, load: Call
     answer = load("auto", preprocessor).ask("rome,1200,0.3,3", "text/csv")
     name = codecs.media_type(answer.content_type)
     assert name == codecs.JSON
-    assert np.allclose(codecs.decode_json(answer.body), features_of([["rome", 1200.0, 0.3, 3.0]]))
+    assert np.allclose(codecs.decode_matrix(answer.body, codecs.JSON), features_of([["rome", 1200.0, 0.3, 3.0]]))
 
 
 # The modules

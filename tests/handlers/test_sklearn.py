@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import json
+import lzma
 import pickle
+import re
+import shutil
 import sys
 import types
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
+import sklearn
+from conftest import ROOT
 from polyhost_handlers.errors import LoadFailed
 from sklearn.cluster import DBSCAN, KMeans
-from sklearn.compose import ColumnTransformer
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
+from sklearn.ensemble import BaggingRegressor, HistGradientBoostingRegressor, VotingRegressor
+from sklearn.feature_extraction import DictVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfTransformer, TfidfVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
+from sklearn.model_selection import GridSearchCV
+from sklearn.multioutput import MultiOutputRegressor
+from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from handlers.calling import Model, csv, npy, npy_header
 
@@ -28,6 +42,8 @@ RANDOM = np.random.default_rng(3)
 NUMBERS = RANDOM.normal(size=(40, 2)).round(2)
 TABLE = np.column_stack([NUMBERS.astype(object), RANDOM.choice(["y", "n"], 40)])
 ROWS = [[0.5, -1.0], [2.0, 3.0]]
+OLD_FOLDER = ROOT / "tests" / "data" / "sklearn"
+OLD = json.loads((OLD_FOLDER / "predictions.json").read_text())
 OBJECTS = npy_header("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", pickle.dumps(1))
 
 
@@ -177,17 +193,20 @@ def test_what_predicts_and_transforms_predicts(serve: Callable[..., Model]) -> N
         (npy(np.zeros((0, 2))), "application/x-npy", 204, ""),
         (b"1,2,3", "text/csv", 400, "Each row has 3 features, the model was trained on 2."),
         (b"1,2\n3", "text/csv", 400, "Line 2 has 1 fields, line 1 has 2"),
-        (b"a,b\n1,2", "text/csv", 400, "The model cannot take these rows: could not convert string to float: 'a'"),
-        (b"1,std::bad_alloc", "text/csv", 400, "could not convert string to float: 'std::bad_alloc'"),
+        (b"a,b\n1,2", "text/csv", 400, "Line 1 has no numbers, a, b: the model does not know its features' names"),
+        (b"1,std::bad_alloc", "text/csv", 400, "Line 1, field 2: 'std::bad_alloc' is not a number."),
+        (b"1,1e999", "text/csv", 400, "Line 1, field 2: '1e999' does not fit into float64."),
+        (b"[[1, 1e999]]", "application/json", 400, "does not fit into float64"),
+        (b'[{"a": 1, "b": 2}]', "application/json", 400, "The model does not know the names of its features"),
         (b"1,", "text/csv", 400, "The model cannot take these rows: Input X contains NaN."),
         (b"inf,1", "text/csv", 400, "Input X contains infinity"),
         (b"\xff,1", "text/csv", 400, "not UTF-8"),
-        (b'[[1, "a"]]', "application/json", 400, "could not convert string to float"),
+        (b'[[1, "a"]]', "application/json", 400, "Row 1, field 2: 'a' is not a number."),
         (b"[[1], 2]", "application/json", 400, "Row 2 is a int"),
-        (b"[[1" + b"0" * 400 + b", 1]]", "application/json", 400, "not a number"),
+        (b"[[1" + b"0" * 400 + b", 1]]", "application/json", 400, "does not fit into float64"),
         (npy([[object()]])[:60], "application/x-npy", 400, "not a .npy file"),
         (OBJECTS, "application/x-npy", 400, "dtype object: send numbers"),
-        (npy([["a", "b"]]), "application/x-npy", 400, "send rows of numbers"),
+        (npy([["a", "b"]]), "application/x-npy", 400, "'a' is not a number"),
         (b"1,2", "text/libsvm", 415, "send text/csv, application/json"),
     ],
 )  # fmt: skip
@@ -332,8 +351,380 @@ def test_an_archive_without_a_pickle(tmp_path: Path, load: Callable[..., Model])
         load("sklearn_handler", tmp_path)
 
 
+FRAME = pd.DataFrame(
+    {"age": [20.0, 30, 40, 50] * 9, "city": ["oslo", "rome", "02139"] * 12, "zip": ["1E5", "nan"] * 18}
+)
+TARGET = FRAME.age + (FRAME.city == "oslo") * 100 + (FRAME.zip == "nan") * 1000
+
+
+def by_names() -> Any:
+    columns = [("n", StandardScaler(), ["age"]), ("c", OneHotEncoder(handle_unknown="ignore"), ["city", "zip"])]
+    return make_pipeline(ColumnTransformer(columns), LinearRegression()).fit(FRAME, TARGET)
+
+
+NAMED = pd.DataFrame({"age": [20.0, 50.0], "city": ["02139", "oslo"], "zip": ["nan", "1E5"]})
+SHUFFLED = NAMED[["zip", "age", "city"]]
+
+
+def tensors(frame: pd.DataFrame) -> bytes:
+    kinds = {"age": "FP64"}
+    columns = [{"name": name, "shape": [2], "datatype": kinds.get(name, "BYTES"), "data": frame[name].tolist()}
+               for name in frame]  # fmt: skip
+    return json.dumps({"inputs": columns}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (NAMED.to_csv(index=False, header=False), "text/csv"),
+        (NAMED.to_csv(index=False), "text/csv"),
+        (SHUFFLED.to_csv(index=False), "text/csv"),
+        (SHUFFLED.to_csv(index=False, sep=";"), "text/csv; header=present"),
+        (SHUFFLED.to_json(orient="split"), "application/json"),
+        (SHUFFLED.to_json(orient="split", index=False), "application/json"),
+        (SHUFFLED.to_json(orient="records"), "application/json"),
+        (SHUFFLED.to_json(orient="records", lines=True), "application/jsonlines"),
+        (SHUFFLED.to_json(), "application/json"),
+        (NAMED.to_json(orient="values"), "application/json"),
+        (json.dumps(SHUFFLED.to_dict(orient="list")), "application/json"),
+        (json.dumps({"dataframe_split": SHUFFLED.to_dict(orient="split")}), "application/json"),
+        (json.dumps({"dataframe_records": SHUFFLED.to_dict(orient="records")}), "application/json"),
+        (json.dumps({"instances": SHUFFLED.to_dict(orient="records")}), "application/json"),
+        (json.dumps({"inputs": SHUFFLED.to_dict(orient="records")}), "application/json"),
+        (json.dumps({"inputs": SHUFFLED.to_dict(orient="list")}), "application/json"),
+        (json.dumps({"data": {"names": [*SHUFFLED], "ndarray": SHUFFLED.to_numpy().tolist()}}), "application/json"),
+        (json.dumps({"data": {"ndarray": NAMED.to_numpy().tolist()}}), "application/json"),
+        (tensors(SHUFFLED), "application/json"),
+    ],
+)
+def test_names_of_columns_are_honoured(body: str | bytes, content_type: str, serve: Callable[..., Model]) -> None:
+    """
+    In each form in which pandas, MLflow, Seldon and the Open Inference Protocol send them, in any order.
+    """
+    answer = serve(by_names()).ask(body, content_type)
+
+    assert answer.status == 200, answer.message
+    np.testing.assert_allclose(answer.json(), by_names().predict(NAMED))
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "sentence"),
+    [
+        ("city,age,zap\noslo,1,2", "text/csv", "unknown zap; missing zip. The model was trained on age, city, zip."),
+        ("city,age,age\noslo,1,2", "text/csv", "Columns are there more than once: age."),
+        ('[{"age": 1, "city": "oslo"}]', "application/json", "missing zip"),
+        (
+            '{"columns": ["age", "town", "zip"], "data": [[1, "a", "b"]]}',
+            "application/json",
+            "unknown town; missing city",
+        ),
+        (
+            '{"columns": ["age", "city"], "data": [[1, "a", "b"]]}',
+            "application/json",
+            "There are 2 names for 3 columns.",
+        ),
+        ("oslo,30,1E5", "text/csv", "Line 1, field 1 (age): 'oslo' is not a number."),
+        ("city,age,zip\noslo,x,1E5", "text/csv", "Line 2, field 1 (age): 'x' is not a number."),
+        ('[[1, "oslo", 1e5]]', "application/json", "Row 1, field 3 (zip): 100000.0 is not text: put it in quotes."),
+    ],
+)
+def test_names_that_are_not_the_models(
+    body: str, content_type: str, sentence: str, serve: Callable[..., Model]
+) -> None:
+    """
+    They are listed; a field that does not fit is named with its column.
+    """
+    answer = serve(by_names()).ask(body, content_type)
+
+    assert answer.status == 400
+    assert sentence in answer.message
+
+
+def test_a_model_of_arrays_gets_its_columns_by_name_without_pandas(
+    serve: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    It only needs the right order, and no memory for pandas.
+    """
+    numbers = pd.DataFrame(NUMBERS, columns=["a", "b"])
+    model = serve(LinearRegression().fit(numbers, numbers.a + 10 * numbers.b))
+
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    assert model.ask(b"b,a\n1,2").json() == pytest.approx([12])
+    assert model.ask(b"2,1").json() == pytest.approx([12])
+    assert model.ask(b'[{"b": 1, "a": 2}]', "application/json").json() == pytest.approx([12])
+
+
+def test_columns_that_a_model_drops_need_not_be_sent(serve: Callable[..., Model]) -> None:
+    """
+    scikit-learn does not ask for them either.
+    """
+    model = serve(ColumnTransformer([("n", "passthrough", ["age"])]).fit(FRAME))
+
+    assert model.ask(b'[{"age": 7}]', "application/json").json() == [[7]]
+    assert model.ask(b"7,oslo,x").json() == [[7]]
+
+
+WORDS = np.array([["02139", "1E5", "True"], ["7", "nan", "False"]], dtype=object)
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [
+        WORDS,
+        WORDS.astype(str),
+        np.array([[1, 2], [3, 2**53 + 1]]),
+        np.array([[1.5, 2.0], [0.1, 1e20]]),
+        np.array([[True, False], [False, True]]),
+        np.array([[1, "1"], [2, "b"]], dtype=object),
+        np.array([["a", None], ["b", "c"]], dtype=object),
+        np.array([["a", np.nan], ["b", "c"]], dtype=object),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("encoder", [OneHotEncoder(sparse_output=False), OrdinalEncoder()], ids=["one", "ordinal"])
+def test_categories_are_what_they_were(encoder: Any, trained: Any, serve: Callable[..., Model]) -> None:
+    """
+    Whatever they look like: each is found again in CSV, JSON and, if it goes there, npy.
+    """
+    encoder = encoder.fit(trained)
+    model, expected = serve(encoder), encoder.transform(trained)
+    fields = [["" if pd.isna(value) else value for value in row] for row in trained.tolist()]
+
+    np.testing.assert_array_equal(model.ask("\n".join(",".join(map(str, row)) for row in fields)).json(), expected)
+    rows = [[None if pd.isna(value) else value for value in row] for row in trained.tolist()]
+    np.testing.assert_array_equal(model.ask(json.dumps(rows), "application/json").json(), expected)
+    if trained.dtype != object:
+        np.testing.assert_array_equal(model.ask(npy(trained), "application/x-npy").json(), expected)
+
+
+def test_an_unknown_category_is_left_to_the_encoder(serve: Callable[..., Model]) -> None:
+    """
+    Its own rule and its own sentence.
+    """
+    strict, lenient = OneHotEncoder(), OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    assert "Found unknown categories ['13']" in serve(strict.fit([["02139"], ["7"]])).ask(b"13").message
+    assert serve(lenient.fit([["02139"], ["7"]])).ask(b"13\n7").json() == [[0, 0], [0, 1]]
+
+
+def test_an_imputer_before_an_encoder(serve: Callable[..., Model]) -> None:
+    """
+    What a missing field is, is what the imputer looks for.
+    """
+    for missing, words in ((np.nan, ["5", "a", "a"]), (None, ["5", "a", "a"]), ("", ["5", "a", "a"])):
+        imputer = SimpleImputer(strategy="most_frequent", missing_values=missing)
+        trained = np.array([[word] for word in [*words, missing]], dtype=object)
+        pipeline = make_pipeline(imputer, OneHotEncoder(sparse_output=False)).fit(trained)
+        assert serve(pipeline).ask(b"5\n\na").json() == [[1, 0], [0, 1], [0, 1]]
+
+
+TEXTS = ["great loved it", "bad awful", "so bad", "2020"]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        TfidfVectorizer(),
+        HashingVectorizer(n_features=64),
+        FeatureUnion([("words", TfidfVectorizer()), ("letters", CountVectorizer(analyzer="char"))]),
+        make_pipeline(CountVectorizer(), TfidfTransformer()),
+        make_pipeline(FunctionTransformer(np.char.lower), TfidfVectorizer()),
+    ],
+    ids=["tfidf", "hashing", "union", "nested", "function"],
+)
+@pytest.mark.parametrize(
+    ("body", "content_type", "texts"),
+    [
+        (b"2020\nbad\n", "text/csv", ["2020", "bad"]),
+        (b"so bad\n\ngreat\n", "text/csv", ["so bad", "", "great"]),
+        (b'"great, loved it"\n', "text/csv", ["great, loved it"]),
+        (b"great, loved it\nbad, awful\n", "text/plain", ["great, loved it", "bad, awful"]),
+        (b'["great, loved it", "2020"]', "application/json", ["great, loved it", "2020"]),
+        (b"[[2020]]", "application/json", ["2020"]),
+    ],
+)
+def test_a_model_of_texts_gets_one_a_row(
+    body: bytes, content_type: str, texts: list[str], first: Any, serve: Callable[..., Model]
+) -> None:
+    """
+    A number, a blank line and a comma are text.
+    """
+    model = make_pipeline(first, LogisticRegression()).fit(TEXTS, ["p", "n", "n", "p"])
+
+    assert serve(model).ask(body, content_type).json() == model.predict(texts).tolist()
+
+
+def test_a_text_with_a_comma_is_not_two(serve: Callable[..., Model]) -> None:
+    """
+    Two answers for one text would be worse than none.
+    """
+    model = serve(make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS, ["p", "n", "n", "p"]))
+
+    answer = model.ask(b"great, loved it\n")
+    assert answer.status == 400
+    assert (
+        'put a text with a comma in double quotes, "like, this", or send the Content-Type text/plain' in answer.message
+    )
+    assert model.ask(b'[["great", "loved it"]]', "application/json").status == 400
+
+
+def test_a_column_of_texts_beside_numbers(serve: Callable[..., Model]) -> None:
+    """
+    A vectorizer of one column of a table.
+    """
+    table = np.array([[1.0, "2020"], [2.0, "so bad"], [3.0, "1E5 bad"]], dtype=object)
+    columns = [("n", "passthrough", [0]), ("t", CountVectorizer(token_pattern=r"\S+"), 1)]
+    transformer = ColumnTransformer(columns, sparse_threshold=0).fit(table)
+
+    expected = transformer.transform(np.array([[2.0, "2020"], [4.0, "bad"]], dtype=object)).astype(float)
+    np.testing.assert_array_equal(serve(transformer).ask(b"2,2020\n4,bad").json(), expected)
+
+
+def test_records_for_a_vectorizer_of_records(serve: Callable[..., Model]) -> None:
+    """
+    Each with names of its own: what is not there counts as 0.
+    """
+    model = serve(DictVectorizer(sparse=False).fit([{"age": 30, "city": "oslo"}, {"city": "rome"}]))
+
+    for document in ([{"city": "rome", "age": 2}, {"age": 1}], {"instances": [{"city": "rome", "age": 2}, {"age": 1}]}):
+        assert model.ask(json.dumps(document), "application/json").json() == [[2, 0, 1], [1, 0, 0]]
+    assert "The model takes records" in model.ask(b"1,2").message
+    assert "The model takes records" in model.ask(b"[[1, 2]]", "application/json").message
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda model: GridSearchCV(model, {"linearregression__fit_intercept": [True]}, cv=2),
+    TransformedTargetRegressor,
+    lambda model: VotingRegressor([("one", model)]),
+    lambda model: BaggingRegressor(model, n_estimators=2, random_state=0),
+    MultiOutputRegressor,
+], ids=["search", "target", "voting", "bagging", "outputs"])  # fmt: skip
+def test_a_model_around_a_model_wants_the_same(wrap: Callable[[Any], Any], serve: Callable[..., Model]) -> None:
+    """
+    Searches, votes and their like.
+    """
+    if wrap(by_names()).__class__ is BaggingRegressor:  # it hands on arrays, not frames
+        columns = [("n", StandardScaler(), [0]), ("c", OneHotEncoder(handle_unknown="ignore"), [1, 2])]
+        model = wrap(make_pipeline(ColumnTransformer(columns), LinearRegression())).fit(FRAME.to_numpy(object), TARGET)
+        expected = model.predict(NAMED.to_numpy(object))
+    else:
+        model = wrap(by_names())
+        model.fit(FRAME, TARGET.to_frame() if isinstance(model, MultiOutputRegressor) else TARGET)
+        expected = model.predict(NAMED)
+
+    np.testing.assert_allclose(serve(model).ask(NAMED.to_csv(index=False, header=False)).json(), expected)
+
+
+def test_gradient_boosting_of_categories(serve: Callable[..., Model]) -> None:
+    """
+    It has an encoder of its own inside.
+    """
+    frame = FRAME.astype({"city": "category", "zip": "category"})
+    model = HistGradientBoostingRegressor(categorical_features="from_dtype", max_iter=3, min_samples_leaf=1)
+    model.fit(frame, TARGET)
+
+    rows = frame[:3]
+    np.testing.assert_allclose(serve(model).ask(rows.to_csv(index=False, header=False)).json(), model.predict(rows))
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [(b"1\n2\n3", "text/csv"), (b"[1, 2, 3]", "application/json"), (npy([1.0, 2.0, 3.0]), "application/x-npy")],
+)
+def test_a_flat_list_for_a_model_of_one_feature(body: bytes, content_type: str, serve: Callable[..., Model]) -> None:
+    """
+    A value a row: with one feature it can be nothing else.
+    """
+    assert serve(StandardScaler(with_mean=False, with_std=False).fit([[1.0]])).ask(body, content_type).json() == [
+        [1],
+        [2],
+        [3],
+    ]
+
+
+def test_what_numpy_writes(serve: Callable[..., Model]) -> None:
+    """
+    numpy.savetxt's blanks and its header, numpy.savez's arrays.
+    """
+    model, right = serve(regression()), regression().predict(ROWS)
+
+    for options in ({}, {"delimiter": ","}, {"delimiter": "\t"}, {"header": "a b"}, {"fmt": "%10.5f"}):
+        stream = io.BytesIO()
+        np.savetxt(stream, ROWS, **options)
+        np.testing.assert_allclose(model.ask(stream.getvalue()).json(), right)
+    stream = io.BytesIO()
+    np.savez(stream, np.array(ROWS))
+    np.testing.assert_allclose(model.ask(stream.getvalue(), "application/x-npz").json(), right)
+
+
+@pytest.mark.parametrize("name", sorted(OLD))
+def test_an_estimator_of_another_release(
+    name: str, tmp_path: Path, load: Callable[..., Model], caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    It predicts what the release that wrote it predicts, or is refused with both releases: at the load, not later.
+    """
+    shutil.copy(OLD_FOLDER / name, tmp_path / f"model{Path(name).suffix}")
+    version = re.search(r"-([\d.]+)\.\w+$", name)[1]
+    sentence = f"The model was written by scikit-learn {version}, this server has {sklearn.__version__}: "
+    try:
+        model = load("sklearn_handler", tmp_path)
+    except LoadFailed as error:
+        assert sentence in error.message  # noqa: PT017
+        assert not name.startswith("logistic")
+        return
+    assert sentence in caplog.text
+    answer = model.ask(json.dumps(OLD[name]["row"]), "application/json")
+    np.testing.assert_allclose(answer.json(), OLD[name]["right"])
+
+
+@pytest.mark.parametrize("opener", [open, gzip.open, bz2.open, lzma.open, None])
+def test_the_release_of_a_pickle_that_does_not_load(opener: Any, tmp_path: Path, load: Callable[..., Model]) -> None:
+    """
+    It is read from the file itself, compressed or not.
+    """
+    pickled = pickle.dumps(SimpleImputer()).replace(sklearn.__version__.encode(), b"0.9.1") + b"junk"
+    pickled = pickled.replace(b"SimpleImputer", b"SimplyImputer")
+    if opener is None:
+        (tmp_path / "model.joblib").write_bytes(zlib.compress(pickled))
+    else:
+        with opener(tmp_path / "model.joblib", "wb") as file:
+            file.write(pickled)
+
+    with pytest.raises(LoadFailed, match=r"The model was written by scikit-learn 0\.9\.1, this server has "):
+        load("sklearn_handler", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "compress"),
+    [
+        ("model.joblib.gz", "gzip"),
+        ("model.joblib.xz", "xz"),
+        ("model.joblib.z", "zlib"),
+        ("pipeline.joblib.bz2", "bz2"),
+    ],
+)
+def test_compressed_by_its_name(name: str, compress: str, tmp_path: Path, load: Callable[..., Model]) -> None:
+    """
+    joblib compresses by what the name ends in.
+    """
+    joblib.dump(regression(), tmp_path / name, compress=(compress, 3))
+
+    np.testing.assert_allclose(load("auto", tmp_path).ask(csv(ROWS)).json(), regression().predict(ROWS))
+
+
+def test_a_pickle_in_gzip(tmp_path: Path, load: Callable[..., Model]) -> None:
+    """
+    By hand, without joblib.
+    """
+    with gzip.open(tmp_path / "model.pkl.gz", "wb") as file:
+        pickle.dump(regression(), file)
+
+    np.testing.assert_allclose(load("auto", tmp_path).ask(csv(ROWS)).json(), regression().predict(ROWS))
+
+
 class Named:
-    """An estimator that was fitted on a DataFrame, and answers with what it is given."""
+    """An estimator of nobody's that was fitted on a DataFrame, and answers with what it is given."""
 
     n_features_in_ = 2
     feature_names_in_ = np.array(["a", "b"], dtype=object)
@@ -342,23 +733,13 @@ class Named:
         return np.array([type(rows).__name__, *getattr(rows, "columns", [])])
 
 
-class DataFrame:
-    def __init__(self, table: Any, columns: Any) -> None:
-        self.table, self.columns = table, columns
-
-    def infer_objects(self) -> DataFrame:
-        return self
-
-
-def test_a_model_of_named_columns_gets_them_where_pandas_is(
+def test_a_strange_model_of_named_columns_gets_a_frame(
     serve: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    Fitted on a DataFrame: a DataFrame with the same names, else the columns by position.
+    Nobody knows whether it looks at the names. Without pandas it is refused at the load.
     """
-    model = serve(Named())
-
-    monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=DataFrame))
-    assert model.ask(csv(ROWS)).json() == ["DataFrame", "a", "b"]
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    assert model.ask(csv(ROWS)).json() == ["ndarray"]
+    assert serve(Named()).ask(csv(ROWS)).json() == ["DataFrame", "a", "b"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(LoadFailed, match="it finds its columns by name, which needs pandas: pip install pandas"):
+        serve(Named())

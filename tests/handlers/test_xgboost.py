@@ -6,6 +6,8 @@ import io
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from polyhost_handlers.errors import HandlerError, LoadFailed
 from polyhost_handlers.recordio import encode_features
 from polyhost_handlers.xgboost_selection import select
 
-from handlers.calling import Model, csv, npy
+from handlers.calling import Model, csv, npy, npz
 from handlers.test_recordio import record
 
 FIXTURES = ROOT / "tests" / "data" / "xgboost"
@@ -518,3 +520,111 @@ def test_text_that_python_takes_for_numbers_is_read_as_ever(model: Model) -> Non
     assert whole.status == 200
     assert model.ask(b"1.5,10,2,-3").body == whole.body
     assert model.ask(b" 1.5 ,1_0,2e0, ").body == model.ask(b"1.5,10,2,nan").body
+
+
+NAMES = ["a", "b", "c", "d"]
+ONE_ROW = [0.5, -1.25, 2.0, 7.0]
+
+
+@pytest.fixture(scope="session")
+def named(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    """A booster that knows the names of its features, and what it predicts for one row."""
+    folder = tmp_path_factory.mktemp("named")
+    data = xgboost.DMatrix(TRAINING, TRAINING @ [1, 10, 100, 1000], feature_names=NAMES)
+    booster = xgboost.train({"max_depth": 3, "nthread": 1, "verbosity": 0}, data, 4)
+    save(booster, folder / "xgboost-model")
+    return folder, booster.predict(xgboost.DMatrix([ONE_ROW], feature_names=NAMES)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"0.5,-1.25,2,7", "text/csv"),
+        (b"a,b,c,d\n0.5,-1.25,2,7", "text/csv"),
+        (b"d,c,b,a\n7,2,-1.25,0.5\n", "text/csv"),
+        (b"d;c;b;a\n7;2;-1.25;0.5\n", "text/csv"),
+        (b'{"columns": ["d", "c", "b", "a"], "data": [[7, 2, -1.25, 0.5]]}', "application/json"),
+        (b'{"dataframe_split": {"columns": ["d", "c", "b", "a"], "data": [[7, 2, -1.25, 0.5]]}}', "application/json"),
+        (b'[{"d": 7, "c": 2, "b": -1.25, "a": 0.5}]', "application/json"),
+        (b'{"instances": [{"d": 7, "c": 2, "b": -1.25, "a": 0.5}]}', "application/json"),
+        (b'{"d": {"0": 7}, "c": {"0": 2}, "b": {"0": -1.25}, "a": {"0": 0.5}}', "application/json"),
+        (b'{"d": 7, "c": 2, "b": -1.25, "a": 0.5}', "application/jsonlines"),
+        (b'{"data": {"names": ["d", "c", "b", "a"], "ndarray": [[7, 2, -1.25, 0.5]]}}', "application/json"),
+        (npz(d=[7.0], c=[2.0], b=[-1.25], a=[0.5]), "application/x-npz"),
+        (npz(arr_0=[ONE_ROW]), "application/x-npz"),
+    ],
+)
+def test_names_of_features_are_honoured(
+    body: bytes, content_type: str, named: tuple[Path, list[float]], load: Callable[..., Model]
+) -> None:
+    """
+    In any order and in each form that has names.
+    """
+    folder, right = named
+
+    assert load("xgboost_handler", folder).ask(body, content_type).json() == right
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status", "sentence"),
+    [
+        (b"d,c,b,x\n7,2,-1.25,0.5", "text/csv", 400, "unknown x; missing a. The model was trained on a, b, c, d."),
+        (b"d,c,b,b\n7,2,-1.25,0.5", "text/csv", 400, "Columns are there more than once: b."),
+        (b"d,c,b\n7,2,-1.25", "text/csv", 400, "missing a"),
+        (b'[{"d": 7, "c": 2, "b": 1}]', "application/json", 400, "missing a"),
+        (b"1,2,3,x", "text/csv", 415, "Line 1, field 4: 'x' is not a number"),
+    ],
+)
+def test_names_that_are_not_the_boosters(
+    body: bytes,
+    content_type: str,
+    status: int,
+    sentence: str,
+    named: tuple[Path, list[float]],
+    load: Callable[..., Model],
+) -> None:
+    """
+    A list of them, and no prediction.
+    """
+    answer = load("xgboost_handler", named[0]).ask(body, content_type)
+
+    assert (answer.status, sentence in answer.message) == (status, True), answer.message
+
+
+def test_a_booster_without_names_counts_positions(model: Model, plain: tuple[Path, xgboost.Booster]) -> None:
+    """
+    Columns have an order, records have none.
+    """
+    right = predicted(plain[1], np.array([ONE_ROW]))
+    tensors = [{"name": name, "shape": [1], "datatype": "FP32", "data": [value]}
+               for name, value in zip("wxyz", ONE_ROW, strict=True)]  # fmt: skip
+    for document in ({"columns": ["w", "x", "y", "z"], "data": [ONE_ROW]}, {"inputs": tensors}):
+        assert model.ask(json.dumps(document), "application/json").json() == right
+    answer = model.ask(b'[{"w": 1, "x": 2, "y": 3, "z": 4}]', "application/json")
+    assert (answer.status, "JSON objects have no order" in answer.message) == (400, True)
+    assert model.ask(b"w,x,y,z\n1,2,3,4").status == 415
+
+
+def test_a_number_that_is_too_large_is_no_infinity(model: Model) -> None:
+    """
+    It would be one feature's largest value.
+    """
+    assert model.ask(b"1,2,3,1e999\n1,2,3,4").status == 415
+    assert model.ask(b"[[1, 2, 3, 1e999]]", "application/json").status == 415
+
+
+def test_a_booster_needs_no_pandas(plain: tuple[Path, xgboost.Booster]) -> None:
+    """
+    Under the real MMS each model's process would pay for it.
+    """
+    code = f"""
+import sys
+from pathlib import Path
+from polyhost_handlers.base import ModelSource, Request
+from polyhost_handlers.xgboost_handler import XGBoostHandler
+
+model = XGBoostHandler.load(ModelSource(Path({str(plain[0])!r}), "m", {{}}))
+assert model.predict(Request(b"1,2,3,4")).status == 200
+assert not [name for name in sys.modules if name.startswith("pandas")]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
