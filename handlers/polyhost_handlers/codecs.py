@@ -313,13 +313,13 @@ def _csv_table(body: bytes, schema: Schema, header: bool | None) -> Table:
     names, first = commented, 1 if commented is None else 2
     if header or (header is None and commented is None and tables.is_header(rows[0], schema)):
         names, first = tuple(field.strip() for field in rows.pop(0)), 2
-        if not rows:
-            raise NoContent("The request has no rows.")
         if schema.names is None and header is None:
             raise Unparseable(
                 f"Line 1 has no numbers, {tables.listed(names)}: the model does not know its features' names, "
                 "so send the rows in the order of the training, without a header line.",
             )
+        if not rows:
+            raise NoContent("The request has no rows.")
     tables.check_equal(rows, "Line", first)
     if names is not None and len(names) != len(rows[0]):
         raise Unparseable(f"Line 1 has {len(names)} names for {len(rows[0])} fields: send equal rows.")

@@ -17,7 +17,8 @@ TEMPLATE = ROOT / "deploy" / "cloudwatch" / "dashboard.yaml"
 # https://docs.aws.amazon.com/sagemaker/latest/dg/monitoring-cloudwatch.html
 SAGEMAKER = {
     "AWS/SageMaker": {
-        "Invocations", "Invocation4XXErrors", "Invocation5XXErrors", "ModelLatency", "OverheadLatency",
+        "Invocations", "InvocationsPerInstance", "Invocation4XXErrors", "Invocation5XXErrors", "ModelLatency",
+        "OverheadLatency",
         "ModelLoadingWaitTime", "ModelUnloadingTime", "ModelDownloadingTime", "ModelLoadingTime", "ModelCacheHit",
     },
     "/aws/sagemaker/Endpoints": {"LoadedModelCount", "CPUUtilization", "MemoryUtilization", "DiskUtilization"},

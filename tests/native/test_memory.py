@@ -37,7 +37,7 @@ def test_a_models_memory_is_shown(fleet: Fleet, tmp_path: Path, house_folders: l
     assert 10 * KIB < small < 2 * MIB
     assert 45 * MIB < big < 110 * MIB
     # A process of its own costs a few megabytes; what it shares with the one it was forked from is not its own.
-    assert 1 * MIB < script < 30 * MIB
+    assert 1 * MIB < script < 15 * MIB
 
 
 def test_a_models_memory_is_shown_after_others_have_left(fleet: Fleet, house_folders: list[Path]) -> None:

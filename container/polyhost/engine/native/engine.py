@@ -34,7 +34,7 @@ from polyhost.engine.native.pool import DEDICATED_BYTES, Environment, Order, Wor
 from polyhost.engine.native.workforce import FORGOTTEN, STOPPING, Workforce
 from polyhost.engine.protocol import Answer, Item, Registration
 from polyhost.engine.source import Inspector, Source
-from polyhost.memory import DEFAULT_SHARE, fits, memory_limit_bytes, mib, private_bytes
+from polyhost.memory import DEFAULT_SHARE, fits, memory_limit_bytes, mib
 from polyhost.metrics import Metrics
 
 logger = logging.getLogger("polyhost.engine")
@@ -269,7 +269,7 @@ class NativeEngine:
 
     def _describe_copy(self, model: Model, copy: Copy) -> dict[str, Any]:
         if copy.worker is not None and copy.worker.is_dedicated:
-            memory = private_bytes(copy.worker.pid)
+            memory = copy.worker.models_bytes
         else:
             # A load into room that others left shows no growth: it takes its archive's bytes at least.
             memory = max(copy.grown_bytes, model.source.artifact_bytes)

@@ -327,6 +327,7 @@ class Template:
         self._control: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
+        self._is_over = False
 
     @property
     def pid(self) -> int | None:
@@ -343,7 +344,20 @@ class Template:
         self._control = ours
 
     async def fork(self, worker: Callable[[int, Progress], Worker]) -> Worker:
-        """A new worker, connected. Raises OSError when the template cannot fork even after a new start."""
+        """
+        A new worker, connected. Raises OSError when the template cannot fork even after a new start.
+
+        The order is finished whatever becomes of the caller: an answer that nobody had read would be taken for the
+        next one, and a worker's process for another's.
+        """
+        forking = asyncio.ensure_future(self._fork_in_turn(worker))
+        try:
+            return await asyncio.shield(forking)
+        except asyncio.CancelledError:
+            forking.add_done_callback(_end_unwanted)
+            raise
+
+    async def _fork_in_turn(self, worker: Callable[[int, Progress], Worker]) -> Worker:
         async with self._lock:
             try:
                 return await self._fork(worker)
@@ -377,10 +391,16 @@ class Template:
         return protocol
 
     async def _restart(self) -> None:
-        await self.stop()
+        await self._end()
+        if self._is_over:
+            raise OSError("the template has been stopped")
         await self.start()
 
     async def stop(self) -> None:
+        self._is_over = True
+        await self._end()
+
+    async def _end(self) -> None:
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -389,6 +409,11 @@ class Template:
                 self._process.kill()
             await self._process.wait()
             self._process = None
+
+
+def _end_unwanted(forking: asyncio.Future[Worker]) -> None:
+    if not forking.cancelled() and forking.exception() is None:
+        forking.result().kill("nobody waits for it any more")
 
 
 def ignore_result(future: asyncio.Future[Any]) -> None:

@@ -172,6 +172,8 @@ class Workforce:
         worker = await self._template_of(environment).fork(
             lambda pid, progress: Worker(pid, progress, environment, is_dedicated=is_dedicated, on_lost=self._lost),
         )
+        if not worker.is_alive:
+            raise OSError("the worker ended at once")
         self._workers.add(worker)
         return worker
 
@@ -183,6 +185,8 @@ class Workforce:
         return self._templates[environment]
 
     def _lost(self, worker: Worker) -> None:
+        if worker not in self._workers:  # nobody had got it yet, or its caller had gone
+            return
         self._workers.discard(worker)
         if not worker.is_dedicated:
             self._shared[worker.environment].remove(worker)
