@@ -4,7 +4,7 @@ run: ## install, serve the sample models, print calls to try
 	scripts/run
 
 test: ## install what the tests need and run all but those of the image; FAST=1 those without processes, LONG=1 at length
-	scripts/test $(if $(FAST),fast) $(if $(LONG),long)
+	scripts/test $(if $(FAST),fast,$(if $(LONG),long))
 
 check: ## lint, types and tests
 	scripts/check

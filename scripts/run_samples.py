@@ -26,7 +26,7 @@ TRY = (
      "--data-binary @samples/models/picture.png"),
 )  # fmt: skip
 BOTO3 = """  # the same by boto3
-  .venv/bin/python - <<'PYTHON'
+  {python} - <<'PYTHON'
 import boto3
 runtime = boto3.client("sagemaker-runtime", endpoint_url="{base}", region_name="us-east-1",
                        aws_access_key_id="any", aws_secret_access_key="any")
@@ -70,7 +70,9 @@ def tell(config: Config) -> None:
                 f"  # {words}\n  curl -s {base}/invocations -H 'X-Amzn-SageMaker-Target-Model: {name}.tar.gz' \\\n"
                 f"       -H 'Content-Type: {content_type}' {body}\n"
             )
-    lines.append(BOTO3.format(base=base, endpoint=config.endpoint_name, house=HOUSE))
+    lines.append(
+        BOTO3.format(python=os.path.relpath(sys.executable), base=base, endpoint=config.endpoint_name, house=HOUSE)
+    )
     lines.append("Ctrl-C stops everything.\n")
     print("\n".join(lines), flush=True)
 

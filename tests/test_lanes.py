@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import threading
+import time
+from pathlib import Path
+
 import pytest
 from durations import BUDGETS_SECS, Durations, Line, folder_of, slowness, table
 from lanes import group_of
+from support.clock import FairClock
 
 
 @pytest.mark.parametrize(
@@ -43,3 +50,40 @@ def test_phases_are_added_up_and_held_against_the_budget() -> None:
 
 def test_a_machine_is_never_quicker_than_the_reference() -> None:
     assert slowness() >= 1
+
+
+def test_each_folder_has_a_budget() -> None:
+    tests = Path(__file__).parent
+    folders = {path.parent.relative_to(tests).as_posix() for path in tests.glob("*/test_*.py")} - {"image"}
+
+    assert {*folders, "tests"} == set(BUDGETS_SECS)
+
+
+def test_a_clock_of_a_process_that_sleeps_goes_on() -> None:
+    """Only what is waited for a core is taken off: a server that does nothing is late."""
+    clock = FairClock(os.getpid())
+    with clock.watching():
+        begun, fair = time.monotonic(), clock()
+        threading.Event().wait(0.3)
+        ended, fair_secs = time.monotonic(), clock() - fair
+    assert fair_secs + clock.waited_between(begun, ended) >= 0.29
+    assert clock.waited_between(begun, ended) >= 0
+
+
+def test_a_clock_stands_still_while_threads_wait_for_a_core() -> None:
+    """Three threads of C code on one core: two of them wait at each moment."""
+    cores = os.sched_getaffinity(0)
+    clock = FairClock(os.getpid())
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        begun = time.monotonic()
+        threads = [threading.Thread(target=hashlib.pbkdf2_hmac, args=("sha256", b"", b"", 400_000)) for _ in range(3)]
+        with clock.watching():
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            ended = time.monotonic()
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert clock.waited_between(begun, ended) > (ended - begun) / 2

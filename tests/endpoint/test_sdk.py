@@ -19,12 +19,12 @@ from typing import Any
 
 import boto3
 import pytest
-from conftest import ROOT
+from conftest import ENVIRONMENTS
 from moto.server import ThreadedMotoServer
 from support.control_plane import ACCOUNT, REGION, control_plane_in
 from support.server import Process, free_port
 
-SDK_PYTHON = ROOT / ".venv" / "envs" / "sagemaker" / "bin" / "python"
+SDK_PYTHON = ENVIRONMENTS / "sagemaker" / "bin" / "python"
 BUCKET = "bucket"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": REGION}
 needs_sdk = pytest.mark.skipif(

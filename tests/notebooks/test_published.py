@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MXNET_PYTHON, ROOT
+from conftest import ENVIRONMENTS, MXNET_PYTHON, ROOT
 from support.endpoint import EndpointServer, client, packed, served
 
 HERE = Path(__file__).parent
-ENVIRONMENTS = {1: ROOT / ".venv" / "envs" / "sagemaker-v1", 2: ROOT / ".venv" / "envs" / "sagemaker"}
+SDK_ENVIRONMENTS = {1: ENVIRONMENTS / "sagemaker-v1", 2: ENVIRONMENTS / "sagemaker"}
 SCRIPTS = {1: "scripts/install-sagemaker-v1", 2: "scripts/install-sagemaker"}
 ACCOUNT = "123456789012"
 BUCKET = f"sagemaker-us-east-1-{ACCOUNT}"
@@ -35,7 +35,7 @@ Run = Callable[..., dict[str, Any]]
 
 def needs_sdk(version: int) -> pytest.MarkDecorator:
     return pytest.mark.skipif(
-        not ENVIRONMENTS[version].exists() and not os.environ.get("CI"),
+        not SDK_ENVIRONMENTS[version].exists() and not os.environ.get("CI"),
         reason=f"version {version} of the SageMaker SDK is not installed ({SCRIPTS[version]})",
     )
 
@@ -46,7 +46,10 @@ def run(aws_url: str, tmp_path: Path) -> Run:
 
     def run_(notebook: str, version: int, url: str, *names: str, **environ: str) -> dict[str, Any]:
         done = subprocess.run(
-            [ENVIRONMENTS[version] / "bin" / "python", HERE / "run_cells.py", HERE / "published" / notebook, *names],
+            [
+                SDK_ENVIRONMENTS[version] / "bin" / "python", HERE / "run_cells.py", HERE / "published" / notebook,
+                *names,
+            ],
             cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
             env={
                 "PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "container"),

@@ -35,7 +35,9 @@ class FairClock:
         self._pid = pid
         # The longest wait seen of each thread: those of a thread that has ended still count.
         self._waits_nanos: dict[tuple[int, str], int] = {}
-        self._moments: list[float] = []
+        # Of each look: when it began, when it had ended, what had been waited by then.
+        self._begun: list[float] = []
+        self._ended: list[float] = []
         self._waited: list[float] = []
 
     def __call__(self) -> float:
@@ -44,7 +46,7 @@ class FairClock:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[FairClock]:
-        self._moments, self._waited = [], []
+        self._begun, self._ended, self._waited = [], [], []
         over = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(over,), daemon=True)
         self._look()
@@ -60,10 +62,10 @@ class FairClock:
         """
         Seconds waited for a core from `begin` to `end`, on time.monotonic()'s clock, within the last `watching`.
 
-        From the look before the one to the look after the other, so never too little.
+        From a look that had ended before the one to a look that began after the other, so never too little.
         """
-        first = max(0, bisect.bisect_right(self._moments, begin) - 1)
-        last = min(len(self._moments) - 1, bisect.bisect_left(self._moments, end))
+        first = max(0, bisect.bisect_right(self._ended, begin) - 1)
+        last = min(len(self._begun) - 1, bisect.bisect_left(self._begun, end))
         return self._waited[last] - self._waited[first]
 
     def _watch(self, over: threading.Event) -> None:
@@ -71,9 +73,9 @@ class FairClock:
             self._look()
 
     def _look(self) -> None:
-        waited_secs = self._waited_secs()
-        self._moments.append(time.monotonic())
-        self._waited.append(waited_secs)
+        self._begun.append(time.monotonic())
+        self._waited.append(self._waited_secs())
+        self._ended.append(time.monotonic())
 
     def _waited_secs(self) -> float:
         with contextlib.suppress(psutil.NoSuchProcess):
