@@ -29,7 +29,7 @@ def decode_features(request: Request, features: int) -> Any:
     if content_type == RECORDIO:
         rows = decode_recordio(request.body, features)
     else:
-        rows = codecs.decode_matrix(request.body, content_type)
+        rows = codecs.decode_matrix(request.body, content_type, header=codecs.header_of(request.content_type))
     if content_type == CSV:
         rows = rows[:, _label_size(request.content_type) :]
     if rows.shape[1] != features:

@@ -13,6 +13,7 @@ import json
 import math
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,8 @@ _ALIASES = {
 }
 
 _WHITE_SPACE = " "
+# What Python's splitlines takes for the end of a line besides these, as U+2028, may be part of a text.
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _ANY = Schema()
 # numpy.savez_compressed makes a thousandth of an array of zeros; one request must not fill the memory so.
 _MAX_NPZ_RATIO = 20
@@ -105,25 +108,31 @@ def require_body(body: bytes) -> None:
 # Decoding
 
 
-def decode_matrix(body: bytes, content_type: str, schema: Schema = _ANY) -> np.ndarray[Any, Any]:
+def decode_matrix(
+    body: bytes, content_type: str, schema: Schema = _ANY, header: bool | None = None
+) -> np.ndarray[Any, Any]:
     """
     Numbers only, shape (rows, features), float64; an empty field, `null` and `nan` are NaN.
 
     Names of columns put them into the order of `schema`. Raises Unparseable, naming the line and the field, and
-    BadInput where the columns are not the model's.
+    BadInput where the columns are not the model's. `header` is what the client says of a CSV's first line.
     """
     if content_type == CSV:
+        if header:
+            return tables.matrix_of(tables.arranged(decode_table(body, content_type, schema, header), schema))
+        if header is None and schema.has_numbers_as_names:
+            _check_first_line(_text(body).strip("\r\n"), schema)
         try:
             matrix = decode_csv(body, schema.width)
         except Unparseable:
-            table = _with_header(body, schema)
+            table = None if header is False else _with_header(body, schema)
             if table is None:
                 raise
             return tables.matrix_of(tables.arranged(table, schema))
         if np.isinf(matrix).any():  # is it one that was sent, or a number that is too large?
             matrix = tables.matrix_of(decode_table(body, content_type, schema, header=False))
         return tables.matrix_of(tables.arranged(Table(matrix, unit="Line"), schema))
-    matrix = tables.matrix_of(tables.arranged(decode_table(body, content_type, schema), schema))
+    matrix = tables.matrix_of(tables.arranged(decode_table(body, content_type, schema), schema), schema.absent)
     check_infinite(matrix, body, content_type)
     return matrix
 
@@ -155,9 +164,11 @@ def decode_table(body: bytes, content_type: str, schema: Schema = _ANY, header: 
     return json_forms.table_of(parse_json(body), names)
 
 
-def decode_texts(body: bytes, content_type: str, schema: Schema, is_plain: bool = False) -> list[str]:
+def decode_texts(
+    body: bytes, content_type: str, schema: Schema, is_plain: bool = False, header: bool | None = None
+) -> list[str]:
     """
-    One text a row, for models of texts.
+    One text a row, for models of texts. The first line is one too, unless the client says that it is a `header`.
 
     `is_plain` is for a body of text/plain: each line is a text, commas and quotes are its own. In CSV a text with a
     comma stands in quotes: without them it is not known to be one text.
@@ -169,7 +180,7 @@ def decode_texts(body: bytes, content_type: str, schema: Schema, is_plain: bool 
     if not lines:
         raise NoContent("The request has no rows.")
     if is_plain:
-        return lines.splitlines()
+        return _LINE_END.split(lines)
     texts = []
     for number, fields in enumerate(_csv_rows(lines, ","), 1):
         if len(fields) > 1:
@@ -178,7 +189,9 @@ def decode_texts(body: bytes, content_type: str, schema: Schema, is_plain: bool 
                 'double quotes, "like, this", or send the Content-Type text/plain.',
             )
         texts.append(fields[0] if fields else "")
-    return texts
+    if header and len(texts) == 1:
+        raise NoContent("The request has no rows.")
+    return texts[1:] if header else texts
 
 
 def _one_text(value: Any, where: str) -> str:
@@ -250,6 +263,9 @@ def decode_npz(body: bytes) -> dict[str, np.ndarray[Any, Any]]:
             if sum(info.file_size for info in members) > _MAX_NPZ_RATIO * len(body):
                 raise Unparseable(f"The arrays unpack to more than {_MAX_NPZ_RATIO} times what was sent: "
                                   "send them uncompressed, with numpy.savez.")  # fmt: skip
+            doubled = [name for name, count in Counter(info.filename for info in members).items() if count > 1]
+            if doubled:
+                raise Unparseable(f"Arrays are there more than once: {tables.listed(doubled)}.")
             for info in members:
                 arrays[info.filename.removesuffix(".npy")] = decode_array_npy(file.read(info))
     except Unparseable:
@@ -311,15 +327,22 @@ def _csv_table(body: bytes, schema: Schema, header: bool | None) -> Table:
         first_line = text.splitlines()[0]
     rows = list(_csv_rows(text, _table_delimiter(first_line, schema)))
     names, first = commented, 1 if commented is None else 2
+    if header is None and schema.has_numbers_as_names:
+        _check_first_line(text, schema)
     if header or (header is None and commented is None and tables.is_header(rows[0], schema)):
         names, first = tuple(field.strip() for field in rows.pop(0)), 2
-        if schema.names is None and header is None:
-            raise Unparseable(
-                f"Line 1 has no numbers, {tables.listed(names)}: the model does not know its features' names, "
-                "so send the rows in the order of the training, without a header line.",
-            )
-        if not rows:
+        if not rows and (header or not schema.known.isdisjoint(names)):
             raise NoContent("The request has no rows.")
+        if not rows or (schema.names is None and header is None):
+            raise Unparseable(
+                f"Line 1 has no numbers, {tables.listed(names)}: "
+                + (
+                    "it is no row of this model."
+                    if schema.names is not None
+                    else "the model does not know its features' names, "
+                    "so send the rows in the order of the training, without a header line."
+                ),
+            )
     tables.check_equal(rows, "Line", first)
     if names is not None and len(names) != len(rows[0]):
         raise Unparseable(f"Line 1 has {len(names)} names for {len(rows[0])} fields: send equal rows.")
@@ -360,6 +383,18 @@ def _table_delimiter(line: str, schema: Schema) -> str:
     return _WHITE_SPACE if len(line.split()) == schema.width else found[0] if found else ","
 
 
+def _check_first_line(text: str, schema: Schema) -> None:
+    """Refuse names that are numbers, as pandas counts columns that have none: they cannot be told from a row."""
+    line, _, more = text.partition("\n")
+    if (
+        more
+        and {field.strip() for field in next(csv.reader([line], delimiter=_table_delimiter(line, schema)), [])}
+        == schema.known
+    ):
+        raise Unparseable("Line 1 may be the names of the columns or a row of numbers: say which, with the "
+                          "Content-Type text/csv; header=present or text/csv; header=absent.")  # fmt: skip
+
+
 def _commented_names(line: str, schema: Schema) -> tuple[str, ...] | None:
     """The names in a first line such as `# a b c`; None where it is a row."""
     if not line.startswith("#") or schema.width is None:
@@ -381,9 +416,19 @@ def _with_header(body: bytes, schema: Schema) -> Table | None:
 
 def parse_json(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        return json.loads(body, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise Unparseable(f"The body is not JSON: {error}.") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python would keep the last of several values of one name, and drop the others without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        doubled = tables.listed([name for name, count in names.items() if count > 1])
+        raise Unparseable(f"A JSON object has a name more than once: {doubled}.")
+    return found
 
 
 def _text(body: bytes) -> str:

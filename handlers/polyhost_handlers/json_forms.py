@@ -27,6 +27,8 @@ from polyhost_handlers.tables import (
 
 # By which names rows, features and values lie in an object, the outermost first.
 _WRAPPERS = ("instances", "inputs", "data", "features", "values")
+# By which the names of the columns lie beside them.
+_NAMES = ("columns", "names", "feature_names")
 
 
 def table_of(document: Any, names: Collection[str] = ()) -> Table:
@@ -82,8 +84,12 @@ def _table_of_object(document: Mapping[str, Any], known: frozenset[str]) -> Tabl
     if "ndarray" in document or (isinstance(document.get("tensor"), Mapping) and len(document) == 1):
         return _table(_seldons_rows(document), known)
     if _is_wrapper(document, known):
-        name = next(name for name in _WRAPPERS if name in document and _may_hold_rows(document, name))
-        return _values_row(document) if name == "values" else _table(document[name], known)
+        wrapper = next((name for name in _WRAPPERS if name in document and _may_hold_rows(document, name)), None)
+        if wrapper is None:
+            raise Unparseable('The names of columns came without rows: send {"columns": […], "data": [[…], …]}.')
+        table = _values_row(document) if wrapper == "values" else _table(document[wrapper], known)
+        names = next((document[key] for key in _NAMES if isinstance(document.get(key), list)), None)
+        return table if names is None else _named(names, table, known)
     if not document:
         raise Unparseable('The JSON object has no "instances": send {"instances": [[…], …]} or [[…], …].')
     if all(isinstance(value, (list, Mapping)) for value in document.values()):
@@ -93,7 +99,7 @@ def _table_of_object(document: Mapping[str, Any], known: frozenset[str]) -> Tabl
 
 def _is_wrapper(document: Mapping[str, Any], known: frozenset[str]) -> bool:
     """Whether rows lie in it, and not values by their columns' names."""
-    if known and document.keys() <= known:
+    if known and (document.keys() <= known or (document.keys() & known) - {*_WRAPPERS, *_NAMES, "ndarray"}):
         return False
     return any(name in document and _may_hold_rows(document, name) for name in (*_WRAPPERS, "columns", "ndarray"))
 
@@ -112,14 +118,16 @@ def _seldons_rows(data: Mapping[str, Any]) -> Any:
 
 
 def _named_rows(names: Any, rows: Any, known: frozenset[str]) -> Table:
-    if not isinstance(names, list) or not all(isinstance(name, (str, int, float)) for name in names):
+    if not isinstance(names, list):
         raise Unparseable("The names of the columns are not a list of texts.")
-    if isinstance(rows, list) and rows and isinstance(rows[0], Mapping):
-        table = _table(rows, known)
-    else:
-        table = _table(rows, known)
-        if table.is_flat and len(names) == 1:
-            table = Table([[value] for value in rows])
+    return _named(names, _table(rows, known), known)
+
+
+def _named(names: list[Any], table: Table, known: frozenset[str]) -> Table:
+    if not all(isinstance(name, (str, int, float)) for name in names):
+        raise Unparseable("The names of the columns are not a list of texts.")
+    if table.is_flat and len(names) == 1:
+        table = Table([[value] for value in table.rows[0]])
     # Without names pandas counts its columns.
     if not names or (names == list(range(len(names))) and not {str(name) for name in names} & known):
         return table
@@ -248,13 +256,15 @@ def _values_row(document: Mapping[str, Any]) -> Table:
             raise Unparseable(f"Row 1 is a {type(values).__name__}, not a list: send rows of fields.")
         return Table([values], is_flat=True)
     try:
-        keys = [int(key) for key in document["keys"]]
+        keys = [exact.whole(key, np.dtype("int64")) for key in document["keys"]]
         width = int(document["shape"][0]) if document.get("shape") else max(keys, default=-1) + 1
-        row = SparseRow(keys, [float(value) for value in values], width)
+        row = SparseRow(keys, [exact.number(value) for value in values], width)
     except (TypeError, ValueError, LookupError, OverflowError) as error:
         raise Unparseable(f"A sparse row needs keys, shape and values, all numbers: {error}.") from error
     if not 0 < width <= MAX_SPARSE_CELLS:
         raise Unparseable(f"A sparse row of {width} features is not supported.")
+    if len(set(keys)) < len(keys):
+        raise Unparseable("A sparse row has a key twice.")
     if len(keys) != len(row.values) or not all(0 <= key < width for key in keys):
         raise Unparseable(f"A sparse row needs as many values as keys, and keys from 0 to {width - 1}.")
     return Table([row])

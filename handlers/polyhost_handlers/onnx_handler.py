@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from polyhost_handlers.errors import (
 )
 from polyhost_handlers.onnx_files import names_files_elsewhere
 from polyhost_handlers.onnx_locale import english_locale, missing_locale
-from polyhost_handlers.tables import Kind, Number, Schema, Table, Text
+from polyhost_handlers.tables import Kind, Number, Schema, Table, Text, Truth
 
 _INPUTS = (CSV, JSON, JSONLINES, NPY, NPZ)
 _OUTPUTS = (JSON, CSV, NPY)
@@ -37,6 +38,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(string)": np.dtype(object),
 }
 _FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
+
+
+_ABOUT_THE_REQUEST = ("id", "parameters", "signature_name")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Input:
 
     @property
     def kind(self) -> Kind:
+        if self.type == "tensor(bool)":
+            return Truth()
         return Text() if self.type == "tensor(string)" else Number()
 
     @property
@@ -143,6 +149,7 @@ class OnnxHandler(Handler):
     def _values(self, request: Request, content_type: str) -> tuple[Any, str, int]:
         """What the one input is given, as it was sent; what an error calls a row of it, and the first one's number."""
         spec, schema, body = self._inputs[0], self._inputs[0].schema, request.body
+        header = codecs.header_of(request.content_type)
         if content_type == NPY:
             return codecs.decode_array_npy(body), "Row", 1
         if content_type == NPZ:
@@ -156,10 +163,11 @@ class OnnxHandler(Handler):
                 return values, "Row", 1
         if spec.is_one_text:
             is_plain = codecs.media_type(request.content_type) == "text/plain"
-            return [[text] for text in codecs.decode_texts(body, content_type, schema, is_plain)], "Line", 1
+            texts = codecs.decode_texts(body, content_type, schema, is_plain, header)
+            return [[text] for text in texts], "Line", 1
         if content_type == CSV and spec.type in _FLOATS and schema.width != 1:
-            return codecs.decode_matrix(body, content_type, schema), "Line", 1
-        table = codecs.decode_table(body, content_type, schema, codecs.header_of(request.content_type))
+            return codecs.decode_matrix(body, content_type, schema, header), "Line", 1
+        table = codecs.decode_table(body, content_type, schema, header)
         table = tables.arranged(table, schema)
         return _fields(table), table.unit, table.first
 
@@ -191,6 +199,8 @@ class OnnxHandler(Handler):
         return {spec.name: _fitted(named[spec.name], "Row", 1, spec) for spec in self._inputs}
 
     def _encode(self, outputs: list[Any], accept: str) -> bytes:
+        if accept != JSON and isinstance(outputs[0], list) and isinstance(next(iter(outputs[0]), None), np.ndarray):
+            raise HandlerError("The output is a sequence of arrays, which is no table: ask for application/json.", 415)
         if accept == CSV:
             return codecs.encode_csv_rows(np.atleast_1d(outputs[0]).tolist())
         if accept == NPY:
@@ -222,8 +232,11 @@ def _nested(document: Any, name: str) -> Any:
         if tensors is not None:
             return tensors[0].array if len(tensors) == 1 else None
         document = document.get("inputs", document)
-    if isinstance(document, dict):
-        document = document.get(name, document)
+    if isinstance(document, dict) and name in document:
+        unknown = [other for other in document if other != name and other not in _ABOUT_THE_REQUEST]
+        if unknown:
+            raise BadInput(f"The model has no inputs {tables.listed(unknown)}: its input is {name}.")
+        document = document[name]
     if isinstance(document, dict) and isinstance(document.get("instances"), list):
         document = document["instances"]
     if (
@@ -241,6 +254,9 @@ def _by_name(document: Any, names: Sequence[str]) -> Mapping[str, Any] | None:
     if isinstance(document, dict):
         tensors = json_forms.tensors_of(document.get("inputs"))
         if tensors is not None:
+            doubled = [name for name, count in Counter(tensor.name for tensor in tensors).items() if count > 1]
+            if doubled:
+                raise BadInput(f"Inputs are there more than once: {tables.listed(doubled)}.")
             return {tensor.name: tensor.array for tensor in tensors}
         document = document.get("inputs", document)
     if isinstance(document, dict) and isinstance(document.get("instances"), list):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from polyhost_handlers.tables import AsItLooks, Choice, Kind, Missing, Number, Schema, Text
+from polyhost_handlers.tables import AsItLooks, Choice, Date, InCsv, Kind, Missing, Number, Schema, Text
 
 _VECTORIZERS = ("CountVectorizer", "TfidfVectorizer", "HashingVectorizer")
 _TAKE_RECORDS = ("DictVectorizer", "FeatureHasher")
@@ -46,7 +46,7 @@ def wanted_by(estimator: Any) -> Wanted:
     if name in _TAKE_RECORDS and getattr(first, "input_type", "dict") == "dict":
         return Wanted(Schema(), is_records=True)
     if name in _LABELS:
-        return Wanted(Schema(width=1, kinds=(Choice(np.asarray(first.classes_).tolist()),)), is_column=True)
+        return Wanted(Schema(width=1, kinds=(_choice_of(first.classes_),)), is_column=True)
     width = getattr(estimator, "n_features_in_", None)
     names = getattr(estimator, "feature_names_in_", None)
     names = None if names is None else tuple(str(name) for name in names)
@@ -55,7 +55,7 @@ def wanted_by(estimator: Any) -> Wanted:
     if kinds is None:
         is_told = _is_sklearns(first) and type(first).__name__ not in _TAKE_ANYTHING
         return Wanted(Schema(width, names, otherwise=Number() if is_told else AsItLooks()))
-    optional = _unused(first, names) if names else frozenset()
+    optional = _unused(estimator, names) if names else frozenset()
     is_numbers = all(isinstance(kind, Number) for kind in kinds)
     schema = Schema(len(kinds), names, None if is_numbers else tuple(kinds), optional)
     return Wanted(schema, needs_frame=names is not None and _looks_at_names(estimator))
@@ -69,7 +69,8 @@ def _takes_texts(estimator: Any, depth: int = 0) -> bool:
         return True
     union = getattr(estimator, "transformer_list", None)
     if isinstance(union, list) and union:
-        return all(_takes_texts(part, depth + 1) for _, part in union)
+        parts = [(part, _takes_texts(part, depth + 1)) for _, part in union if not isinstance(part, str)]
+        return any(takes for _, takes in parts) and all(takes or _takes_anything(part) for part, takes in parts)
     for step in _steps(estimator):
         if _takes_texts(step, depth + 1):
             return True
@@ -77,6 +78,11 @@ def _takes_texts(estimator: Any, depth: int = 0) -> bool:
             return False
     inner = _inner(estimator)
     return inner is not None and _takes_texts(inner, depth + 1)
+
+
+def _takes_anything(part: Any) -> bool:
+    first = _first_step(part)
+    return not _is_sklearns(first) or type(first).__name__ in _TAKE_ANYTHING
 
 
 def _first_step(estimator: Any, depth: int = 0) -> Any:
@@ -111,6 +117,14 @@ def _inner(estimator: Any) -> Any:
     return next((inner for inner in found if hasattr(inner, "get_params")), None)
 
 
+def _members(estimator: Any) -> list[Any]:
+    """Of a vote or a stack all estimators, each of which is given all columns; [] of any other."""
+    if not _is_sklearns(estimator) or not isinstance(getattr(estimator, "estimators", None), list):
+        return []
+    members = getattr(estimator, "estimators_", None)
+    return members if isinstance(members, list) else []
+
+
 def _is_sklearns(estimator: Any) -> bool:
     return type(estimator).__module__.partition(".")[0] == "sklearn"
 
@@ -121,7 +135,7 @@ def _kinds(estimator: Any, width: int | None, names: Sequence[str], depth: int) 
         return None
     categories = getattr(estimator, "categories_", None)
     if _is_sklearns(estimator) and isinstance(categories, list):
-        return [Choice(np.asarray(values).tolist()) for values in categories]
+        return [_choice_of(values) for values in categories]
     width = width if width is not None else getattr(estimator, "n_features_in_", None)
     if width is None:
         # Before release 0.24 a pipeline did not count: its first step may.
@@ -136,12 +150,21 @@ def _kinds(estimator: Any, width: int | None, names: Sequence[str], depth: int) 
     preprocessor = getattr(estimator, "_preprocessor", None)
     if hasattr(preprocessor, "transformers_"):  # histogram gradient boosting, of columns with categories
         return _kinds_of_columns(preprocessor, width, names, depth)
+    if members := _members(estimator):
+        return _merged([_kinds(member, width, names, depth + 1) or [] for member in members], width)
     inner = _inner(estimator)
     if inner is not None and getattr(inner, "n_features_in_", width) == width:
         return _kinds(inner, width, names, depth + 1)
     if not _is_sklearns(estimator) or type(estimator).__name__ in _TAKE_ANYTHING or _fills_objects(estimator):
         return [AsItLooks()] * width
     return [Number()] * width
+
+
+def _choice_of(values: Any) -> Kind:
+    array = np.asarray(values)
+    if array.dtype.kind == "M":
+        return Date(array.dtype)
+    return Choice(array.tolist(), array.dtype)
 
 
 def _fills_objects(estimator: Any) -> bool:
@@ -153,13 +176,40 @@ def _fills_objects(estimator: Any) -> bool:
 def _kinds_of_steps(steps: Sequence[Any], width: int, names: Sequence[str], depth: int) -> list[Kind] | None:
     """The first step's; where it only passes a column on, the next step's word on it counts."""
     kinds = _kinds(steps[0], width, names, depth + 1)
+    passed = _passed_on(steps[0], width, names)
+    following = _kinds_of_steps(steps[1:], width, names, depth + 1) if passed and steps[1:] else None
+    if kinds is None or following is None or len(following) != len(passed):
+        following, passed = [], []
+    kinds = list(kinds) if kinds is not None else None
+    for place, kind in zip(passed, following, strict=True):
+        if kinds is not None and isinstance(kinds[place], AsItLooks) and (_fills_objects(steps[0]) or _is_text(kind)):
+            kinds[place] = InCsv(kind) if type(steps[0]).__name__ == "FunctionTransformer" else kind
     if kinds is None or not _fills_objects(steps[0]):
         return kinds
-    following = _kinds_of_steps(steps[1:], width, names, depth + 1) if steps[1:] else None
-    kinds = following if following is not None and len(following) == width else kinds
     # What the imputer looks for is what a missing field must be.
     missing = steps[0].missing_values
     return [Missing(kind, missing) for kind in kinds] if missing is None or missing == "" else kinds
+
+
+def _is_text(kind: Kind) -> bool:
+    """Whether a function or a passage before it that says nothing is to be given text, whatever that looks like."""
+    if isinstance(kind, Missing):
+        return _is_text(kind.kind)
+    return isinstance(kind, Text) or (isinstance(kind, Choice) and kind.may_look_like_numbers)
+
+
+def _passed_on(step: Any, width: int, names: Sequence[str]) -> list[int]:
+    """From which column each one comes that a step hands on as it is, or may; [] where it does something else."""
+    if type(step).__name__ == "FunctionTransformer" or _fills_objects(step):
+        return list(range(width))
+    if not hasattr(step, "transformers_"):
+        return []
+    places: list[int] = []
+    for part, columns, _ in _parts(step, width, names):
+        if part != "passthrough" and type(part).__name__ not in ("FunctionTransformer", "SimpleImputer"):
+            return []
+        places += columns
+    return places
 
 
 def _kinds_of_columns(transformer: Any, width: int, names: Sequence[str], depth: int) -> list[Kind]:
@@ -209,7 +259,7 @@ def _places(columns: Any, width: int, names: Sequence[str]) -> list[int]:
 
 def _merged(wishes: Sequence[Sequence[Kind | None]], width: int) -> list[Kind]:
     """One column may go to several transformers: what one has learned wins over text, text over numbers."""
-    order = (Choice, Missing, Text, Number, AsItLooks)
+    order = (Choice, Date, Missing, Text, InCsv, Number, AsItLooks)
     merged: list[Kind] = []
     for place in range(width):
         kinds = [wish[place] for wish in wishes if place < len(wish) and wish[place] is not None]
@@ -218,8 +268,13 @@ def _merged(wishes: Sequence[Sequence[Kind | None]], width: int) -> list[Kind]:
     return merged
 
 
-def _unused(first: Any, names: Sequence[str]) -> frozenset[str]:
-    """The columns that a ColumnTransformer drops: scikit-learn does not ask for them either."""
+def _unused(estimator: Any, names: Sequence[str], depth: int = 0) -> frozenset[str]:
+    """The columns that each ColumnTransformer drops: scikit-learn does not ask for them either."""
+    steps, members = _steps(estimator), _members(estimator)
+    parts = steps[:1] or members or [inner for inner in [_inner(estimator)] if inner is not None]
+    if parts and depth <= _MAX_DEPTH:
+        return frozenset.intersection(*(_unused(part, names, depth + 1) for part in parts))
+    first = estimator
     if not hasattr(first, "transformers_") or any(callable(columns) for _, _, columns in first.transformers_):
         return frozenset()
     used = {place for _, places, _ in _parts(first, len(names), names) for place in places}
@@ -238,4 +293,5 @@ def _looks_at_names(estimator: Any, depth: int = 0) -> bool:
     if isinstance(getattr(estimator, "transformer_list", None), list):
         return any(_looks_at_names(part, depth + 1) for _, part in estimator.transformer_list)
     inner = _inner(estimator)
-    return inner is not None and _looks_at_names(inner, depth + 1)
+    parts = _members(estimator) or ([] if inner is None else [inner])
+    return any(_looks_at_names(part, depth + 1) for part in parts)

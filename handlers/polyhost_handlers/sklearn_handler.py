@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ logger = logging.getLogger("polyhost.handlers")
 
 _INPUTS = (CSV, JSON, JSONLINES, NPY, NPZ)
 _OUTPUTS = (JSON, CSV, NPY)
+_WHOLE = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")
 
 
 class SklearnHandler(Handler):
@@ -78,7 +80,8 @@ class SklearnHandler(Handler):
         content_type = codecs.decoder_for(request.content_type, _INPUTS)
         if self._wanted.is_texts:
             is_plain = codecs.media_type(request.content_type) == "text/plain"
-            return codecs.decode_texts(request.body, content_type, self._schema, is_plain)
+            header = codecs.header_of(request.content_type)
+            return codecs.decode_texts(request.body, content_type, self._schema, is_plain, header)
         if self._wanted.is_records:
             if content_type != JSON:
                 raise BadInput('The model takes records: send JSON, [{"name": value, …}, …].')
@@ -99,6 +102,12 @@ class SklearnHandler(Handler):
             return tables.matrix_of(table)
         columns = tables.columns_of(table, self._schema)
         if self._wanted.needs_frame:
+            kinds = self._schema.kinds_for(len(columns))
+            if table.is_csv:
+                columns = [
+                    _whole(values, [row[place] for row in table.rows]) if kind == tables.AsItLooks() else values
+                    for place, (kind, values) in enumerate(zip(kinds, columns, strict=True))
+                ]
             return _frame([_column(values) for values in columns], self._schema.names)
         if self._wanted.is_column:
             return _column(columns[0])
@@ -141,7 +150,16 @@ def _column(values: list[Any]) -> np.ndarray[Any, Any]:
         return _objects(values) if _is_large(values) else np.array(values)
     if kinds and kinds <= {bool, int, float}:
         return np.array(values, dtype=float)
-    return _objects(values)
+    return np.array(values) if kinds == {np.datetime64} else _objects(values)
+
+
+def _whole(values: list[Any], fields: list[Any]) -> list[Any]:
+    """A column of CSV as whole numbers where all its fields are written so: pandas reads it in this way, as JSON is."""
+    return [int(field) for field in fields] if all(map(_is_whole, fields)) else values
+
+
+def _is_whole(field: Any) -> bool:
+    return isinstance(field, str) and _WHOLE.fullmatch(field) is not None
 
 
 def _objects(values: list[Any]) -> np.ndarray[Any, Any]:

@@ -78,6 +78,19 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Truth:
+    def read(self, field: Any, is_csv: bool) -> bool:  # noqa: ARG002 - written the same everywhere
+        return exact.truth(field)
+
+    def is_value(self, field: str) -> bool:
+        try:
+            exact.truth(field)
+        except Misfit:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
 class Text:
     """Any text. A missing one is NaN, as pandas and scikit-learn write it."""
 
@@ -111,9 +124,14 @@ class AsItLooks:
 class Choice:
     """One of the values that an encoder has learned; another one is left to the encoder, as a value of their type."""
 
-    def __init__(self, values: Sequence[Any]) -> None:
+    def __init__(self, values: Sequence[Any], dtype: np.dtype[Any] | None = None) -> None:
+        # What the encoder has learned of float32 it finds in float32 alone.
+        self._float = dtype if dtype is not None and dtype.kind == "f" else np.dtype(float)
         self.known = {str(value): value for value in values if value is not None and value == value}  # noqa: PLR0124 - NaN
         self._missing = None if any(value is None for value in values) else math.nan
+        # In CSV an empty text is not told from a missing one: it is what was there in the training.
+        is_missing_known = len(self.known) < len(values)
+        self._empty = self.known.get("", self._missing) if not is_missing_known else self._missing
         kinds = {_kind_of(value) for value in self.known.values()}
         self._kind = kinds.pop() if len(kinds) == 1 else ""
 
@@ -128,7 +146,7 @@ class Choice:
 
     def read(self, field: Any, is_csv: bool) -> Any:
         if field is None:
-            return self._missing
+            return self._empty if is_csv else self._missing
         if isinstance(field, (list, dict)):
             raise Misfit("is no number and no text")
         words = exact.text(field) if not isinstance(field, (bool, float)) else str(field)
@@ -143,11 +161,41 @@ class Choice:
         if self._kind == "whole":
             return _whole_or_number(field)
         if self._kind == "number":
-            return exact.number(field)
+            with np.errstate(over="ignore"):
+                return float(self._float.type(exact.number(field)))
         return AsItLooks().read(field, is_csv)
+
+    @property
+    def may_look_like_numbers(self) -> bool:
+        """Whether a text among them is one that `AsItLooks` would take for a number."""
+        return self._kind == "text" and any(map(_is_any_number, self.known))
 
     def is_value(self, field: str) -> bool:
         return field in self.known or (self._kind in ("whole", "number") and is_number(field))
+
+
+@dataclass(frozen=True)
+class Date:
+    """A time as ISO 8601 writes it, of the type that an encoder has learned."""
+
+    dtype: np.dtype[Any]
+
+    def read(self, field: Any, is_csv: bool) -> Any:  # noqa: ARG002 - written the same everywhere
+        if field is None:
+            return np.datetime64("NaT").astype(self.dtype)
+        if not isinstance(field, str):
+            raise Misfit("is no date: write it as 2020-12-31 or 2020-12-31T23:59:59")
+        try:
+            return np.datetime64(field.strip()).astype(self.dtype)
+        except ValueError:
+            raise Misfit("is no date: write it as 2020-12-31 or 2020-12-31T23:59:59") from None
+
+    def is_value(self, field: str) -> bool:
+        try:
+            self.read(field, True)
+        except Misfit:
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -159,6 +207,19 @@ class Missing:
 
     def read(self, field: Any, is_csv: bool) -> Any:
         return self.value if field is None else self.kind.read(field, is_csv)
+
+    def is_value(self, field: str) -> bool:
+        return self.kind.is_value(field)
+
+
+@dataclass(frozen=True)
+class InCsv:
+    """A kind for CSV alone, whose fields have no types: values of JSON stay what they are."""
+
+    kind: Kind
+
+    def read(self, field: Any, is_csv: bool) -> Any:
+        return self.kind.read(field, is_csv) if is_csv else AsItLooks().read(field, is_csv)
 
     def is_value(self, field: str) -> bool:
         return self.kind.is_value(field)
@@ -183,11 +244,11 @@ def _whole_or_number(field: Any) -> float | int:
 
 def example_of(kind: Kind) -> Any:
     """Some value of JSON that a column of this kind can take."""
-    if isinstance(kind, Missing):
+    if isinstance(kind, (Missing, InCsv)):
         return example_of(kind.kind)
     if isinstance(kind, Choice):
         return next(iter(kind.known), None)
-    return "text" if isinstance(kind, Text) else 0
+    return "2020-01-01" if isinstance(kind, Date) else "text" if isinstance(kind, Text) else 0
 
 
 def is_number(field: str) -> bool:
@@ -195,6 +256,15 @@ def is_number(field: str) -> bool:
         return bool(field.strip()) and not math.isnan(exact.number(field) * 0 + 1)
     except Misfit:
         return False
+
+
+def _is_any_number(field: str) -> bool:
+    """`nan` and `inf` too, which may stand for a missing value as well as for a name."""
+    try:
+        exact.number(field)
+    except Misfit:
+        return False
+    return bool(field.strip())
 
 
 @dataclass(frozen=True)
@@ -208,10 +278,17 @@ class Schema:
     # Columns that were there in training and that the model does not look at.
     optional: frozenset[str] = frozenset()
     otherwise: Kind = Number()
+    # What a sparse row does not name.
+    absent: float = 0.0
 
     @cached_property
     def known(self) -> frozenset[str]:
         return frozenset(self.names or ())
+
+    @cached_property
+    def has_numbers_as_names(self) -> bool:
+        """Rows of one or two features have the values 0 and 1 too often to be taken for names."""
+        return len(self.known) > 2 and all(map(is_number, self.known))
 
     def kinds_for(self, width: int) -> Sequence[Kind]:
         return self.kinds if self.kinds is not None and len(self.kinds) == width else [self.otherwise] * width
@@ -286,7 +363,8 @@ def is_header(fields: Sequence[str], schema: Schema) -> bool:
         return not any(is_number(field) for field in fields) or all(field.strip() in known for field in fields)
     numbers = [isinstance(kind, Number) for kind in kinds]
     return any(numbers) and not any(
-        is_number(field) or (is_wanted and not field.strip()) for field, is_wanted in zip(fields, numbers, strict=True)
+        _is_any_number(field) or (is_wanted and not field.strip())
+        for field, is_wanted in zip(fields, numbers, strict=True)
     )
 
 
@@ -312,13 +390,17 @@ def columns_of(table: Table, schema: Schema) -> list[list[Any]]:
     return columns
 
 
-def matrix_of(table: Table) -> np.ndarray[Any, Any]:
-    """The table as float64, dense or sparse rows alike. Raises Unparseable, naming the field that is not a number."""
+def matrix_of(table: Table, absent: float = 0.0) -> np.ndarray[Any, Any]:
+    """
+    The table as float64; what sparse rows do not name is `absent`.
+
+    Raises Unparseable, naming the field that is not a number.
+    """
     rows = table.rows
     if isinstance(rows, np.ndarray) and rows.dtype.kind in "biuf":
         return rows.astype(float, copy=False)
     if any(isinstance(row, SparseRow) for row in rows):
-        return _dense(rows)
+        return _dense(rows, absent)
     if not len(rows):
         raise NoContent("The request has no rows.")
     matrix = _floats(rows, is_csv=table.is_csv)
@@ -342,13 +424,13 @@ def _floats(rows: Any, is_csv: bool) -> np.ndarray[Any, Any] | None:
     return None if is_close_look_due else matrix
 
 
-def _dense(rows: Sequence[Any]) -> np.ndarray[Any, Any]:
+def _dense(rows: Sequence[Any], absent: float) -> np.ndarray[Any, Any]:
     width = rows[0].width if isinstance(rows[0], SparseRow) else None
     if not all(isinstance(row, SparseRow) and row.width == width for row in rows):
         raise Unparseable("The rows differ in their shape: send all rows sparse and of one width, or all dense.")
     if len(rows) * len(rows[0]) > MAX_SPARSE_CELLS:
         raise Unparseable(f"The sparse rows make more than {MAX_SPARSE_CELLS} values: send fewer.")
-    matrix = np.zeros((len(rows), len(rows[0])))
+    matrix = np.full((len(rows), len(rows[0])), absent)
     for row, sparse in zip(matrix, rows, strict=True):
         row[sparse.keys] = sparse.values
     return matrix

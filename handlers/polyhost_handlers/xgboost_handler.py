@@ -46,7 +46,7 @@ class XGBoostHandler(Handler):
         self._predictors = [predictor_of(booster) for booster in boosters]
         self._features = int(boosters[0].num_features())
         self._libsvm_first_index = first_index_of(source.environ.get(FIRST_INDEX, ""))
-        self._schema = Schema(self._features, tuple(boosters[0].feature_names or ()) or None)
+        self._schema = Schema(self._features, tuple(boosters[0].feature_names or ()) or None, absent=math.nan)
         selected = source.environ.get("SAGEMAKER_INFERENCE_OUTPUT", "")
         self._selected = [key for key in selected.replace(" ", "").lower().split(",") if key]
         # What only these ask for: reading it costs a fifth of the load of a small model.
@@ -69,6 +69,10 @@ class XGBoostHandler(Handler):
         if len(boosters) > 1 and len({(booster.num_features(), _objective_of(booster)[1]) for booster in boosters}) > 1:
             names = ", ".join(path.name for path in paths)
             raise LoadFailed(f"Unable to load model: {names} differ in features or classes, so they are no ensemble.")
+        if len({tuple(booster.feature_names or ()) for booster in boosters}) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise LoadFailed(f"Unable to load model: {names} differ in their features' names or in the order of these, "
+                             "so they are no ensemble.")  # fmt: skip
         return cls(boosters, source)
 
     def predict(self, request: Request) -> Response:
@@ -114,7 +118,8 @@ class XGBoostHandler(Handler):
             if content_type == RECORDIO:
                 rows = decode_recordio(request.body, self._features)
             else:
-                return codecs.decode_matrix(request.body, content_type, self._schema)
+                header = codecs.header_of(request.content_type)
+                return codecs.decode_matrix(request.body, content_type, self._schema, header)
         except Unparseable as error:
             raise _Unparseable415(error) from error
         if rows.shape[1] != self._features:

@@ -632,3 +632,42 @@ def test_a_damaged_network_is_refused_or_answers(tmp_path: Path, capfd: pytest.C
         except HandlerError as error:
             pytest.fail(f"{seed}: {error.message}")
     capfd.readouterr()
+
+
+@pytest.mark.parametrize("body", ["true,false", "true,false\nFalse,TRUE", "1,0"])
+def test_a_row_of_truths_is_no_header(serve: Callable[..., Model], body: str) -> None:
+    answer = serve(*echoed(TensorProto.BOOL)).ask(body, "text/csv")
+
+    assert answer.json()["predictions"] == [[True, False], [False, True]][: body.count("\n") + 1]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps({"inputs": {"x": [[1, 2]], "y": [[3]]}}),
+        json.dumps({"x": [[1, 2]], "y": 3}),
+        '{"x": [[1, 2]], "x": [[3, 4]]}',
+    ],
+)
+def test_what_the_network_has_no_input_for_is_refused(serve: Callable[..., Model], body: str) -> None:
+    assert serve(*echoed(FLOAT)).ask(body, "application/json").status == 400
+
+
+def test_an_input_that_is_there_twice_is_refused(serve: Callable[..., Model]) -> None:
+    names = [*COLUMNS, "n"]
+    tensors = [{"name": name, "shape": [2], "datatype": "X", "data": COLUMNS[name]} for name in names]
+
+    answer = serve(*of_columns()).ask(json.dumps({"inputs": tensors}), "application/json")
+
+    assert (answer.status, "more than once: n" in answer.message) == (400, True)
+
+
+def test_a_sequence_of_arrays_has_no_table(serve: Callable[..., Model]) -> None:
+    nodes = [
+        helper.make_node("Concat", ["x", "x"], ["twice"], axis=1),
+        helper.make_node("SequenceConstruct", ["x", "twice"], ["y"]),
+    ]
+    model = serve(nodes, [("x", FLOAT, ["rows", 2])], [helper.make_tensor_sequence_value_info("y", FLOAT, None)])
+
+    assert model.ask("[[1, 2]]", "application/json", "text/csv").status == 415
+    assert model.ask("[[1, 2]]", "application/json").json() == {"predictions": [[[1, 2]], [[1, 2, 1, 2]]]}

@@ -743,3 +743,155 @@ def test_a_strange_model_of_named_columns_gets_a_frame(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(LoadFailed, match="it finds its columns by name, which needs pandas: pip install pandas"):
         serve(Named())
+
+
+# What a column holds, beyond numbers and plain categories
+
+
+def unchanged(rows: Any) -> Any:
+    return rows
+
+
+def as_text(rows: Any) -> Any:
+    return rows.astype(str)
+
+
+def halves(rows: Any) -> Any:
+    return (rows // 2).astype(str)
+
+
+def lengths(texts: Any) -> Any:
+    return np.array([[len(text)] for text in texts])
+
+
+def encoder(values: Any) -> Any:
+    return OneHotEncoder(handle_unknown="ignore", sparse_output=False).fit(values)
+
+
+def after(first: Any, values: Any) -> Any:
+    return make_pipeline(first, OneHotEncoder(handle_unknown="ignore", sparse_output=False)).fit(values)
+
+
+CODES = np.array([["02139", "a"], ["2139", "b"]], dtype=object)
+EMPTY = np.array([["", "a"], ["b", "c"]], dtype=object)
+SINGLE = np.array([[0.1], [0.2]], np.float32)
+DAYS = pd.DataFrame({"day": pd.to_datetime(["2020-01-31", "2021-01-01"])})
+COUNTS = pd.DataFrame({"count": [1, 2, 3]})
+FILLED = ColumnTransformer([("filled", SimpleImputer(strategy="most_frequent"), [1])], remainder="passthrough")
+
+
+@pytest.mark.parametrize(
+    ("estimator", "rows", "text"),
+    [
+        (encoder(EMPTY), EMPTY[:1], ",a"),
+        (encoder(SINGLE), SINGLE[:1], "0.1"),
+        (encoder(DAYS), DAYS[:1], "2020-01-31"),
+        (encoder(DAYS), DAYS[:1], "day\n2020-01-31T00:00"),
+        (after(FunctionTransformer(unchanged), CODES), CODES[:1], "02139,a"),
+        (after(FunctionTransformer(as_text), COUNTS), COUNTS[:2], "1\n2"),
+        (after(FILLED, CODES), CODES[:1], "02139,a"),
+    ],
+    ids=["empty text", "float32", "date", "time", "function", "whole numbers", "passed on"],
+)
+def test_csv_is_what_the_encoder_has_learned(serve: Callable[..., Model], estimator: Any, rows: Any, text: str) -> None:
+    answer = serve(estimator).ask(text, "text/csv")
+
+    assert answer.json() == estimator.transform(rows).tolist()
+
+
+def test_json_is_given_to_a_function_as_it_is(serve: Callable[..., Model]) -> None:
+    estimator = after(FunctionTransformer(halves), COUNTS)
+
+    answer = serve(estimator).ask('[{"count": 3}]', "application/json")
+
+    assert answer.json() == estimator.transform(COUNTS[2:]).tolist()
+
+
+def test_what_is_no_date_is_told(serve: Callable[..., Model]) -> None:
+    answer = serve(encoder(DAYS)).ask("day\n31.1.2020", "text/csv")
+
+    assert (answer.status, "31.1.2020" in answer.message) == (400, True)
+
+
+def test_each_member_of_a_vote_is_asked_for_its_columns(serve: Callable[..., Model]) -> None:
+    frame = pd.DataFrame({"zip": ["02139", "2139"] * 5, "x": range(10)})
+    by_x = make_pipeline(ColumnTransformer([("x", StandardScaler(), ["x"])]), LinearRegression())
+    by_zip = make_pipeline(ColumnTransformer([("zip", OneHotEncoder(), ["zip"])]), LinearRegression())
+    vote = VotingRegressor([("x", by_x), ("zip", by_zip)]).fit(frame, np.arange(10) % 2)
+    model = serve(vote)
+
+    assert model.ask(frame[:2].to_csv(index=False), "text/csv").json() == vote.predict(frame[:2]).tolist()
+    assert "missing zip" in model.ask('[{"x": 1}]', "application/json").message
+
+
+def test_texts_beside_what_a_function_makes_of_them(serve: Callable[..., Model]) -> None:
+    texts = ["a b", "2020 a", "b"]
+    union = FeatureUnion([("words", CountVectorizer(token_pattern=r"\S+")), ("lengths", FunctionTransformer(lengths))])
+    model = make_pipeline(union, LinearRegression()).fit(texts, [0, 1, 2])
+
+    assert serve(model).ask("2020 a\nb", "text/csv").json() == model.predict(["2020 a", "b"]).tolist()
+
+
+def test_a_line_of_text_ends_where_a_line_ends(serve: Callable[..., Model]) -> None:
+    texts = ["a\u2028b", "b\x0bc\x85", "a"]
+    model = CountVectorizer(analyzer="char").fit(texts)
+
+    answer = serve(model).ask("\r\n".join(texts), "text/plain")
+
+    assert answer.json() == model.transform(texts).toarray().tolist()
+
+
+def test_a_header_of_texts_is_what_the_client_says(serve: Callable[..., Model]) -> None:
+    model = CountVectorizer().fit(["good", "bad text"])
+
+    answer = serve(model).ask("text\ngood", "text/csv; header=present")
+
+    assert answer.json() == model.transform(["good"]).toarray().tolist()
+
+
+def test_a_first_row_of_missing_values_is_no_header(serve: Callable[..., Model]) -> None:
+    model = HistGradientBoostingRegressor(min_samples_leaf=1).fit(NUMBERS, NUMBERS[:, 0])
+
+    answer = serve(model).ask("nan,NaN\n0.5,1", "text/csv")
+
+    assert answer.json() == model.predict([[np.nan, np.nan], [0.5, 1]]).tolist()
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"columns": ["b", "a"], "instances": [[2, 1]]},
+        {"columns": ["b", "a"], "inputs": [[2, 1]]},
+        {"columns": ["b", "a"], "features": [2, 1]},
+        {"names": ["b", "a"], "data": {"ndarray": [[2, 1]]}},
+        {"names": ["b", "a"], "data": [[2, 1]]},
+        {"feature_names": ["b", "a"], "data": [[2, 1]]},
+        {"instances": [{"names": ["b", "a"], "values": [2, 1]}]},
+        {"instances": [{"features": {"names": ["b", "a"], "values": [2, 1]}}]},
+    ],
+)
+def test_names_beside_rows_are_honoured(serve: Callable[..., Model], document: Any) -> None:
+    frame = pd.DataFrame({"a": [1.0, 2, 4], "b": [3.0, 1, 5]})
+    model = LinearRegression().fit(frame, [1, 2, 7])
+
+    answer = serve(model).ask(json.dumps(document), "application/json")
+
+    assert answer.json() == model.predict(pd.DataFrame({"a": [1.0], "b": [2.0]})).tolist()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('[{"a": 1, "b": 5, "b": 2}]', "more than once: b"),
+        ('{"a": [1], "b": [2], "data": [[5, 5]]}', "unknown data"),
+        ('{"columns": ["b", "a"], "rows": [[2, 1]]}', "without rows"),
+        ('{"instances": [[2, 1]], "names": ["a"]}', "1 names for 2 columns"),
+    ],
+)
+def test_names_that_cannot_be_honoured_are_refused(serve: Callable[..., Model], body: str, words: str) -> None:
+    model = LinearRegression().fit(pd.DataFrame({"a": [1.0, 2], "b": [3.0, 1]}), [1, 2])
+
+    answer = serve(model).ask(body, "application/json")
+
+    assert answer.status == 400
+    assert words in answer.message

@@ -628,3 +628,49 @@ assert model.predict(Request(b"1,2,3,4")).status == 200
 assert not [name for name in sys.modules if name.startswith("pandas")]
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_a_sparse_row_of_json_does_not_name_is_missing(tmp_path: Path, load: Callable[..., Model]) -> None:
+    """As in libsvm and RecordIO, and in XGBoost's own sparse matrices."""
+    rows = np.random.default_rng(5).normal(size=(200, 3))
+    rows[rows < -0.5] = np.nan
+    booster = xgboost.train({"max_depth": 3}, xgboost.DMatrix(rows, np.isnan(rows).sum(1)), 5)
+    save(booster, tmp_path / "xgboost-model")
+    model = load("xgboost_handler", tmp_path)
+
+    document = {"data": {"features": {"keys": [1], "shape": [3], "values": [1.5]}}}
+    answer = model.ask(json.dumps(document), "application/json", "text/csv")
+
+    (right,) = booster.predict(xgboost.DMatrix([[np.nan, 1.5, np.nan]])).tolist()
+    assert float(answer.body) == right
+    for keys in ([1.7], [1, 1]):
+        broken = {"keys": keys, "shape": [3], "values": [1.5] * len(keys)}
+        assert model.ask(json.dumps(broken), "application/json").status == 415
+
+
+def test_an_ensemble_of_differently_ordered_features_is_refused(tmp_path: Path, load: Callable[..., Model]) -> None:
+    rows = np.random.default_rng(5).normal(size=(50, 2))
+    for number, names in enumerate((["a", "b"], ["b", "a"])):
+        matrix = xgboost.DMatrix(rows, rows[:, number], feature_names=names)
+        save(xgboost.train({}, matrix, 2), tmp_path / f"xgboost-model-{number}")
+
+    with pytest.raises(LoadFailed, match="differ in their features' names"):
+        load("xgboost_handler", tmp_path)
+
+
+def test_names_that_are_numbers_need_a_word_of_the_client(tmp_path: Path, load: Callable[..., Model]) -> None:
+    """pandas counts columns that have no names, and writes 0,1,2 as a CSV's first line."""
+    rows = np.random.default_rng(5).normal(size=(50, 3))
+    booster = xgboost.train({}, xgboost.DMatrix(rows, rows @ [1, 2, 3], feature_names=["0", "1", "2"]), 5)
+    save(booster, tmp_path / "xgboost-model")
+    model = load("xgboost_handler", tmp_path)
+    body = "2,1,0\n0.3,0.2,0.1"
+
+    answer = model.ask(body, "text/csv; header=present", "text/csv")
+
+    right = booster.predict(xgboost.DMatrix([[0.1, 0.2, 0.3], [2, 1, 0], [0.3, 0.2, 0.1]]), validate_features=False)
+    assert float(answer.body) == right[0]
+    answer = model.ask(body, "text/csv; header=absent", "text/csv")
+    assert [float(value) for value in answer.body.split(b",")] == right[1:].tolist()
+    refused = model.ask(body, "text/csv")
+    assert (refused.status, "header=present" in refused.message) == (415, True)
