@@ -185,8 +185,8 @@ def _refuse_without_script(environ: Mapping[str, str]) -> None:
     submit_directory = _submit_directory_of(environ)
     if submit_directory is not None and (environ.get("SAGEMAKER_PROGRAM") or submit_directory.is_dir()):
         raise LoadFailed(
-            f"Unable to load model: the container's script {_program_of(environ)} is neither in the archive's code/ nor "
-            "at the top of SAGEMAKER_SUBMIT_DIRECTORY."
+            f"Unable to load model: the container's script {_program_of(environ)} is neither in the archive's code/ "
+            "nor at the top of SAGEMAKER_SUBMIT_DIRECTORY."
         )
 
 

@@ -369,7 +369,9 @@ def test_a_container_with_a_script_is_never_answered_without_it(tmp_path: Path) 
         (of_container | {"SAGEMAKER_PROGRAM": "serve.py"}, "serve.py"),
         (in_archive | {"SAGEMAKER_PROGRAM": "serve.py"}, "serve.py"),
     ):
-        with pytest.raises(LoadFailed, match=rf"the container's script {program} is neither in the archive's code/ nor"):
+        with pytest.raises(
+            LoadFailed, match=rf"the container's script {program} is neither in the archive's code/ nor"
+        ):
             recognise(archive, environ)
     for environ in ({}, in_archive, {"SAGEMAKER_SUBMIT_DIRECTORY": "", "SAGEMAKER_PROGRAM": ""}):
         assert recognise(archive, environ).name == "xgboost"
