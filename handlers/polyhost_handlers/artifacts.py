@@ -71,8 +71,10 @@ def recognise(model_dir: Path, environ: Mapping[str, str]) -> Kind:
     for kind in KINDS:
         if kind.is_found_in(model_dir, environ):
             if kind.name != "script":
+                _refuse_without_script(environ)
                 _refuse_stand_ins(model_dir)
             return kind
+    _refuse_without_script(environ)
     _refuse_stand_ins(model_dir)
     if foreign := foreign_model(model_dir):
         raise LoadFailed(foreign)
@@ -162,12 +164,11 @@ def script_of(model_dir: Path, environ: Mapping[str, str]) -> Path | None:
     SAGEMAKER_PROGRAM names it otherwise; SAGEMAKER_SUBMIT_DIRECTORY is where the container's code lies. A script
     beside the model counts where the archive has no folder `code`.
     """
-    program = environ.get("SAGEMAKER_PROGRAM") or "inference.py"
-    program = program if program.endswith(".py") else f"{program}.py"
+    program = _program_of(environ)
     folders = [model_dir / "code"]
-    submit_directory = environ.get("SAGEMAKER_SUBMIT_DIRECTORY", "").removeprefix("file://")
-    if submit_directory and "://" not in submit_directory:
-        folders.append(Path(submit_directory))
+    submit_directory = _submit_directory_of(environ)
+    if submit_directory is not None:
+        folders.append(submit_directory)
     if not (model_dir / "code").is_dir():
         folders.append(model_dir)
     for folder in folders:
@@ -175,6 +176,29 @@ def script_of(model_dir: Path, environ: Mapping[str, str]) -> Path | None:
         if script.is_file() and script.resolve().is_relative_to(folder.resolve()):
             return script
     return None
+
+
+def _refuse_without_script(environ: Mapping[str, str]) -> None:
+    """
+    A container that has a script answers by it: without it the model's own answers would be others. Raises LoadFailed.
+    """
+    submit_directory = _submit_directory_of(environ)
+    if submit_directory is not None and (environ.get("SAGEMAKER_PROGRAM") or submit_directory.is_dir()):
+        raise LoadFailed(
+            f"Unable to load model: the container's script {_program_of(environ)} is neither in the archive's code/ "
+            "nor at the top of SAGEMAKER_SUBMIT_DIRECTORY."
+        )
+
+
+def _program_of(environ: Mapping[str, str]) -> str:
+    program = environ.get("SAGEMAKER_PROGRAM") or "inference.py"
+    return program if program.endswith(".py") else f"{program}.py"
+
+
+def _submit_directory_of(environ: Mapping[str, str]) -> Path | None:
+    """Where the container's code lies on this machine, None if there is none or it was not fetched."""
+    submit_directory = environ.get("SAGEMAKER_SUBMIT_DIRECTORY", "").removeprefix("file://")
+    return Path(submit_directory) if submit_directory and "://" not in submit_directory else None
 
 
 def boosters_in(model_dir: Path) -> list[Path]:

@@ -42,6 +42,8 @@ from polyhost_handlers.xgboost_guard import refuse_newer_models
 logger = logging.getLogger("polyhost.handlers")
 
 _TEXT_TYPES = (JSON, CSV)
+# What frameworks call the body of a response.
+_BODY_NAMES = ("body", "content", "data", "text")
 # Of a response these are the connection's, or the Content-Type, which has its own place.
 _NOT_COPIED = ("content-type", "content-length", "connection", "keep-alive", "transfer-encoding")
 
@@ -232,7 +234,10 @@ def _web_response(answer: Any) -> Response | None:
     if callable(getattr(answer, "get_data", None)):
         body = answer.get_data()
     else:
-        body = getattr(answer, "body", None) or getattr(answer, "content", None) or b""
+        bodies = [getattr(answer, name) for name in _BODY_NAMES if hasattr(answer, name)]
+        if not bodies:
+            return None
+        body = next(filter(None, bodies), b"")
     pairs = [(str(name), str(value)) for name, value in headers.items()]
     content_type = next((value for name, value in pairs if name.lower() == "content-type"), JSON)
     others = {name: value for name, value in pairs if name.lower() not in _NOT_COPIED}

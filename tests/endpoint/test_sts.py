@@ -276,11 +276,12 @@ def test_without_access_control_everybody_is_in_a_role(open_address: str) -> Non
     assert requests.post(open_address, "Action=GetCallerIdentity", timeout=30).status_code == 200
 
 
-def test_without_access_control_a_role_that_was_assumed_is_known(open_address: str) -> None:
+@pytest.mark.parametrize("path", ["", "service-role/", "a/b/"])
+def test_without_access_control_a_role_that_was_assumed_is_known(open_address: str, path: str) -> None:
     """
-    Any role may be; a token that is somebody else's, or none, changes nothing.
+    Any role may be, and its path is left out; a token that is somebody else's, or none, changes nothing.
     """
-    role = "arn:aws:iam::999999999999:role/SageMakerRole"
+    role = f"arn:aws:iam::999999999999:role/{path}SageMakerRole"
     answer = client(open_address, ANNA).assume_role(RoleArn=role, RoleSessionName="sdk", DurationSeconds=43200)
     arn = "arn:aws:sts::999999999999:assumed-role/SageMakerRole/sdk"
     assert answer["AssumedRoleUser"]["Arn"] == arn

@@ -353,6 +353,32 @@ def test_whose_script(tmp_path: Path) -> None:
     assert script_of(archive, {}) is None
 
 
+def test_a_container_with_a_script_is_never_answered_without_it(tmp_path: Path) -> None:
+    """
+    Where its code lacks the script, whose name may be misspelled, the model's own answers would be others.
+    """
+    archive, code = tmp_path / "archive", tmp_path / "code"
+    archive.mkdir()
+    code.mkdir()
+    (archive / "xgboost-model").write_bytes(b'{"learner": {')
+    of_container = {"SAGEMAKER_SUBMIT_DIRECTORY": str(code)}
+    in_archive = {"SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code"}
+
+    for environ, program in (
+        (of_container, "inference.py"),
+        (of_container | {"SAGEMAKER_PROGRAM": "serve.py"}, "serve.py"),
+        (in_archive | {"SAGEMAKER_PROGRAM": "serve.py"}, "serve.py"),
+    ):
+        with pytest.raises(
+            LoadFailed, match=rf"the container's script {program} is neither in the archive's code/ nor"
+        ):
+            recognise(archive, environ)
+    for environ in ({}, in_archive, {"SAGEMAKER_SUBMIT_DIRECTORY": "", "SAGEMAKER_PROGRAM": ""}):
+        assert recognise(archive, environ).name == "xgboost"
+    (code / "serve.py").touch()
+    assert recognise(archive, of_container | {"SAGEMAKER_PROGRAM": "serve.py"}).name == "script"
+
+
 @given(st.binary(max_size=200) | st.binary(max_size=100).map(lambda tail: b"\x80\x04\x95" + tail))
 def test_any_bytes_have_a_module_or_none(head: bytes) -> None:
     """

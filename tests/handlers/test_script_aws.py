@@ -323,17 +323,20 @@ def test_xgboosts_encoder_of_records_and_lines() -> None:
         ("(flask.Response('a', mimetype='text/csv'), 'text/html')", (200, "text/csv; charset=utf-8", b"a", {})),
         ("Content(200, {'content-type': 'text/html', 'x-a': 1}, b'body')", (200, "text/html", b"body", {"x-a": "1"})),
         ("Content(404, {}, b'')", (404, "application/json", b"", {})),
+        ("Data(200, {}, b'1,2')", (200, "application/json", b"1,2", {})),
         ("{'status_code': 200}", (200, "application/json", b'{\n  "status_code": 200\n}', {})),
     ],
 )  # fmt: skip
 def test_web_responses_are_sent(
     response: str, right: tuple[int, str, bytes, dict[str, str]], serve: Callable[..., Model]
 ) -> None:
-    """Flask's and werkzeug's, and what has a body as Starlette's or Django's; a dictionary is none."""
+    """Flask's and werkzeug's, and what has a body as Starlette's, Django's or Falcon's; a dictionary is none."""
     script = (
         f"import flask, werkzeug\n{HEAD}"
         "class Content:\n"
         "    def __init__(self, *parts):\n        self.status_code, self.headers, self.content = parts\n"
+        "class Data:\n"
+        "    def __init__(self, *parts):\n        self.status_code, self.headers, self.data = parts\n"
         "def input_fn(body, kind):\n    return body\n"
         "def predict_fn(data, model):\n    return data\n"
         f"def output_fn(prediction, accept):\n    return {response}\n"
@@ -341,6 +344,13 @@ def test_web_responses_are_sent(
     answer = serve(script).ask(b"1", "text/csv")
     others = {name: value for name, value in answer.headers.items() if name.lower() != "content-type"}
     assert (answer.status, answer.content_type, answer.body, others) == right
+
+
+def test_a_response_without_a_known_body_is_not_sent_empty(serve: Callable[..., Model]) -> None:
+    """Such as one that streams."""
+    script = "class Streams:\n    status_code, headers, body_iterator = 200, {}, iter([b'a'])\n"
+    answer = serve(f"{HEAD}{script}def transform_fn(*_):\n    return Streams()\n").ask(b"1")
+    assert (answer.status, "what cannot be sent" in answer.message) == (500, True)
 
 
 def test_a_tuple_of_three_is_the_first_two(serve: Callable[..., Model]) -> None:

@@ -57,3 +57,22 @@ def test_a_request_before_a_refused_one_is_answered_first(client: socket.socket)
     client.sendall(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\n12" + HEAD)
     answer = client.makefile("rb").read()
     assert answer.index(b"HTTP/1.1 200 ") < answer.index(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"GET / HTTP/1.1", b"keep-alive"),
+        (b"GET / HTTP/1.1\r\nConnection: close", b"close"),
+        (b"POST / HTTP/1.1\r\nConnection: Close\r\nContent-Length: 0", b"close"),
+        (b"GET / HTTP/1.0", b"close"),
+        (b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 0", b"close"),
+    ],
+)
+def test_what_becomes_of_a_connection_is_said_once(client: socket.socket, line: bytes, said: bytes) -> None:
+    """
+    On the short way and on the other: never that it stays and that it closes.
+    """
+    client.sendall(line + b"\r\nHost: here\r\n\r\n")
+    head = client.recv(65_536)
+    assert [field for field in head.split(b"\r\n") if field.startswith(b"connection:")] == [b"connection: " + said]

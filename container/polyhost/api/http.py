@@ -299,6 +299,12 @@ class _Closing:
         self.is_closing = transport.is_closing
 
 
+def _ends_with_reply(scope: Scope) -> bool:
+    """Whether uvicorn closes the connection after this request."""
+    asked = (value.lower() for name, value in scope["headers"] if name == b"connection")
+    return scope["http_version"] == "1.0" or any(b"close" in value for value in asked)
+
+
 class Asgi:
     """The application for everything that does not go the short way."""
 
@@ -324,6 +330,8 @@ class Asgi:
             return
         else:
             reply = await self.app.answer(request._replace(body=body))
+        if reply.closes is False and _ends_with_reply(scope):
+            reply = reply._replace(closes=None)  # uvicorn says that it closes, and only that is to be said
         head = head_of(reply).split(b"\r\n")[1:-2]
         headers = [tuple(line.split(b": ", 1)) for line in head]
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})

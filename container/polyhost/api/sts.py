@@ -33,7 +33,8 @@ _DEFAULT_DURATION_SECS = "3600"
 _OF_ASSUME_ROLE = frozenset(
     ("Action", "Version", "RoleArn", "RoleSessionName", "DurationSeconds", "Policy", "ExternalId"),
 )
-_ROLE_ARN = re.compile(r"arn:aws:iam::([0-9]{12}):role/([A-Za-z0-9_+=,.@-]{1,64})")
+# A role's path, such as that of SageMaker's own execution roles, is not part of its sessions' names.
+_ROLE_ARN = re.compile(r"arn:aws:iam::([0-9]{12}):role/(?:[\x21-\x7e]{0,510}/)?([A-Za-z0-9_+=,.@-]{1,64})")
 _SESSION = re.compile(r"([0-9]{12})/([A-Za-z0-9_+=,.@-]{1,64})/([A-Za-z0-9_+=,.@-]{1,64})")
 _EVERYBODYS_ROLE, _EVERYBODYS_SESSION = "polyhost", "anybody"
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -172,6 +172,7 @@ class NativeEngine:
         if not registration.is_synchronous:
             self._workforce.keep(loading)
             return "Processing worker updates..."
+        loading.add_done_callback(ignore_result)  # of a caller who is gone when it fails
         await _done(loading, name)
         if len(self._models) >= self._next_freeze:
             gc.freeze()  # looking through thousands of models for garbage would hold requests up
