@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from durations import Durations, Line, is_checked, slowness, table
+from durations import Durations, Line, cpu_secs, is_checked, slowness, table
 from lanes import ENGINES, GroupScheduling, has_long_form, is_pure, place_of
 from support.forms import use_profile
 from support.server import Server
@@ -18,7 +18,6 @@ use_profile()
 MODELS = Path(__file__).parent / "contract" / "models"
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples" / "models"
-_SLOWNESS = pytest.StashKey[float]()
 _LINES = pytest.StashKey[list[Line]]()
 # Beside the environment in which the tests run (VENV).
 ENVIRONMENTS = Path(sys.prefix) / "envs"
@@ -129,23 +128,38 @@ def no_process_in_pure_tests() -> Iterator[None]:
     assert not started, f"it starts a process ({started[0]}), and tests/lanes.py takes it for one that does not"
 
 
+_CPU_SECS = "cpu_secs"
+_begun = pytest.StashKey[float]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    item.stash[_begun] = cpu_secs()
+    yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """The last report of a test tells what it has used of CPUs."""
+    report = yield
+    if call.when == "teardown":
+        report.user_properties.append((_CPU_SECS, cpu_secs() - item.stash[_begun]))
+    return report
+
+
 _durations = Durations()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    _durations.add(report.nodeid, report.when, report.duration)
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    session.config.stash[_SLOWNESS] = slowness()
+    _durations.add(report.nodeid, report.when, report.duration, dict(report.user_properties).get(_CPU_SECS, 0.0))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Of xdist's workers, only their controller has all reports."""
     is_whole_run = not session.config.option.markexpr and getattr(session.config.option, "numprocesses", None)
-    session.config.stash[_LINES] = (
-        _durations.lines(max(slowness(), session.config.stash[_SLOWNESS])) if is_whole_run else []
-    )
+    session.config.stash[_LINES] = _durations.lines(slowness()) if is_whole_run else []
     if is_checked() and any(line.is_over for line in session.config.stash[_LINES]) and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -38,11 +38,12 @@ def test_a_test_is_of_its_folder(nodeid: str, folder: str) -> None:
 
 def test_phases_are_added_up_and_held_against_the_budget() -> None:
     durations = Durations()
-    for phase, secs in (("setup", 100.0), ("call", 30.0), ("teardown", 1.0)):
-        durations.add("tests/aws/test_plan.py::test_a", phase, secs)
     budget_secs = BUDGETS_SECS["aws"]
+    for phase, secs in (("setup", 100.0), ("call", 30.0)):
+        durations.add("tests/aws/test_plan.py::test_a", phase, secs)
+    durations.add("tests/aws/test_plan.py::test_a", "teardown", 1.0, cpu_secs=budget_secs + 1.0)
 
-    assert durations.lines(1) == [Line("aws", 1, 131.0, budget_secs)]
+    assert durations.lines(1) == [Line("aws", 1, 131.0, budget_secs + 1.0, budget_secs)]
     assert durations.lines(1)[0].is_over
     assert not durations.lines(2)[0].is_over
     assert "over" in table(durations.lines(1)).splitlines()[1]
