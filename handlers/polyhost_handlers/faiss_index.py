@@ -65,15 +65,14 @@ class Flat:
         self.count, self.features = self.vectors.shape
         # L2 distances do not change when all points move; near the origin products are the most precise.
         self._centre = np.zeros(self.features, np.float32)
-        if not self.is_similarity:
-            self._centre = self.vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
         self._squares = np.empty(self.count, np.float32)  # of the distances to the centre
         with np.errstate(over="ignore", invalid="ignore"):
+            if not self.is_similarity:
+                self._centre = self.vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
             for start in range(0, self.count, _CHUNK_ROWS):
                 moved = self.vectors[start : start + _CHUNK_ROWS] - self._centre
                 self._squares[start : start + len(moved)] = np.einsum("ij,ij->i", moved, moved)
-        if not np.isfinite(self._squares).all():
-            raise BrokenIndex("its vectors are not numbers, or so large that their distances are not")
+        _check_squares(self._squares)
         self._radius = math.sqrt(self._squares.max())
         self._farthest = self._radius + float(np.linalg.norm(self._centre.astype(np.float64)))
 
@@ -125,8 +124,10 @@ class Ivf:
     def __post_init__(self) -> None:
         self.features = self.quantizer.features
         self.count = sum(len(ids) for ids, _ in self.lists)
-        for ids, _ in self.lists:
+        for ids, codes in self.lists:
             _check_ids(ids, self.count)
+            if self.product is None:
+                _check_vectors(codes.view("<f4"))
 
     def search(self, rows: Array, k: int) -> list[tuple[Array, Array]]:
         rows = rows.astype(np.float32)
@@ -254,7 +255,18 @@ def _read_product_quantizer(reader: _Reader, features: int) -> ProductQuantizer:
         raise BrokenIndex(f"its product quantizer has {bits} bits, 8 are read")
     if width != features or not parts or width % parts or len(centroids) != 256 * width:
         raise BrokenIndex("its product quantizer does not fit its vectors")
+    _check_vectors(centroids)
     return ProductQuantizer(centroids.reshape(parts, 256, width // parts))
+
+
+def _check_vectors(vectors: Array) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        _check_squares(np.square(vectors))
+
+
+def _check_squares(squares: Array) -> None:
+    if not np.isfinite(squares).all():
+        raise BrokenIndex("its vectors are not numbers, or so large that their distances are not")
 
 
 def _read_lists(reader: _Reader, count: int, code_bytes: int) -> list[tuple[Array, Array]]:

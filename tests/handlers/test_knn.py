@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -292,6 +293,21 @@ def test_metadata_that_is_none(content: bytes, tmp_path: Path, load: Callable[..
 @pytest.mark.parametrize("reduction", [None, {}, {"type": None}, {"type": ""}, ""])
 def test_no_dimension_reduction_is_none(reduction: Any, tmp_path: Path, load: Callable[..., Model]) -> None:
     assert load("knn_handler", put(tmp_path, dimension_reduction=reduction)).ask(csv(ROWS)).status == 200
+
+
+@pytest.mark.parametrize("kind", ["flat-l2", "ivfflat", "ivfflat-sparse", "ivfpq", "idmap"])
+def test_numbers_that_are_none_are_refused_wherever_they_are(kind: str) -> None:
+    """Vectors, centroids and codebooks: what is read answers without a warning of numpy's, which is an error here."""
+    content = (FIXTURES / f"1.8.0-{kind}.index").read_bytes()
+    refused = 0
+    for value in (math.nan, math.inf, 3e38):
+        for position in range(len(content) % 7, len(content) - 4, 7):
+            damaged = content[:position] + struct.pack("<f", value) + content[position + 4 :]
+            try:
+                read_index(damaged).search(np.zeros((1, 4)), 3)
+            except BrokenIndex as error:
+                refused += "are not numbers" in str(error)
+    assert refused > 10
 
 
 @settings(max_examples=examples(120))
