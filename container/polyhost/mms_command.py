@@ -114,7 +114,7 @@ def _stop() -> int:
     with contextlib.suppress(psutil.NoSuchProcess):
         server.terminate()
     drain_secs = Config.build({}, os.environ).drain_secs
-    ended = has_ended(server, drain_secs + _STOP_SLACK_SECS)
+    ended = has_ended(pid, drain_secs + _STOP_SLACK_SECS)
     for process in [] if ended else family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import select
 import signal
 import sys
 import time
@@ -20,8 +21,6 @@ import psutil
 _PR_SET_PDEATHSIG = 1
 _MAX_FILES = 1024**2
 _PR_SET_CHILD_SUBREAPER = 36
-# How often a process that is no child of ours is looked at while we wait for its end.
-_LOOK_SECS = 0.02
 
 
 def become_subreaper() -> None:
@@ -82,15 +81,16 @@ def living_descendants(pid: int) -> list[psutil.Process]:
     return living
 
 
-def has_ended(process: psutil.Process, timeout_secs: float) -> bool:
+def has_ended(pid: int, timeout_secs: float) -> bool:
     """Wait for a process, not necessarily our child, to end. One that its parent has not buried yet has ended."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        deadline = time.monotonic() + timeout_secs
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_LOOK_SECS)
-    return True
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([process], [], [], timeout_secs)[0])
+    finally:
+        os.close(process)
 
 
 def flush_and_exit(code: int) -> None:

@@ -48,10 +48,9 @@ def ask_when_settled(port: int, exchange: Exchange, url_of_m507: str, replace: d
     """
     What a call tells of models, when MMS has settled after failed loads and scaled workers.
 
-    A model whose load failed goes from the list a moment after the answer, a worker that was scaled away from its
-    model's description too. The model of the capture's 507 stayed,
-    without a worker; MMS alone leaves it so or forgets it, a race of its own, and we never keep it: then it is put
-    in that state here.
+    A model whose load failed leaves the list a moment after the answer, and so does a worker that was scaled away from
+    its model's description. The capture shows a model that stayed after a 507, without a worker. MMS keeps it or
+    forgets it, by a race of its own, and our server never keeps it: then the test puts it into that state.
     """
     deadline = time.monotonic() + SETTLE_SECS
     while True:
