@@ -1,5 +1,5 @@
 # Polyhost on Debian 12: `docker build .`, without Java and MMS `docker build --target native .`; with the frameworks
-# of your choice: docker build --build-arg EXTRAS=xgboost,sklearn,onnx,mxnet .
+# of your choice, named environments among them: docker build --build-arg EXTRAS=xgboost,sklearn,onnx,mxnet-1.9 .
 ARG BASE_IMAGE=debian:bookworm-slim
 
 FROM ${BASE_IMAGE} AS base
@@ -20,23 +20,26 @@ FROM base AS tools
 ARG PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_NO_CACHE_DIR=1 PIP_QUIET=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN apt-get update \
- && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends gcc libc6-dev python3-venv
 WORKDIR /src
 
 # What to install, as files: layers stay when their list does, whatever else of EXTRAS or pyproject.toml changes.
 FROM tools AS wanted
 ARG EXTRAS=xgboost,sklearn,onnx
 COPY pyproject.toml ./
-COPY handlers/environments handlers/environments
+COPY handlers/polyhost_handlers/environments handlers/polyhost_handlers/environments
 RUN python3 -c "\
-import os, sys, tomllib; \
+import os, pathlib, sys, tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+found = {path.stem: tomllib.loads(path.read_text()) for path in pathlib.Path('handlers').rglob('environments/*.toml')}; \
+names = {**{name: name for name in found}, **{old: name for name in found for old in found[name].get('also', [])}}; \
 wanted = set(os.environ['EXTRAS'].replace(',', ' ').split()); \
-unknown = wanted - {'xgboost', 'sklearn', 'onnx', 'mxnet'}; \
-unknown and sys.exit(f'EXTRAS: no such framework: {sorted(unknown)}'); \
-extras = [project['optional-dependencies'][name] for name in sorted(wanted - {'mxnet'})]; \
+own = wanted & {'xgboost', 'sklearn', 'onnx', 'traces'}; \
+unknown = wanted - own - names.keys(); \
+unknown and sys.exit(f'EXTRAS: no such framework or environment: {sorted(unknown)}'); \
+extras = [project['optional-dependencies'][name] for name in sorted(own)]; \
 open('server.txt', 'w').write('\n'.join(sum(extras, project['dependencies']))); \
-'mxnet' in wanted or open('handlers/environments/mxnet.txt', 'w').close()"
+open('environments.txt', 'w').write('\n'.join(sorted({names[name] for name in wanted - own})))"
 
 # Out go the packages' tests (81 MB) and a second ONNX runtime, for C programs (29 MB); to a place of its own goes
 # what of MMS only Java runs or starts. Its Python part stays: handlers written for MMS import it.
@@ -51,23 +54,25 @@ RUN python3 -m venv /opt/polyhost \
  && cd /opt && tar -c --remove-files polyhost/bin/m*-model-server polyhost/lib/python3*/site-packages/mms/frontend/*.jar \
   | (mkdir -p /mms/opt && tar -C /mms/opt -x)
 
-# MXNet's environment, if wanted. Of MMS it needs the worker's part, not the server.
-FROM tools AS mxnet
-COPY constraints-mxnet.txt ./
-COPY --from=wanted /src/handlers/environments handlers/environments
-RUN mkdir -p /opt/polyhost/envs; [ -s handlers/environments/mxnet.txt ] || exit 0; \
-    python3 -m venv /opt/polyhost/envs/mxnet \
- && /opt/polyhost/envs/mxnet/bin/pip install -r handlers/environments/mxnet.txt \
- && cd /opt/polyhost/envs/mxnet/lib/python3*/site-packages \
+# The named environments that are wanted. Of Polyhost it needs the command that builds them, whose files seldom change;
+# the rest is linked to where the layer above puts it. Of MMS environments need the worker's part, not the server.
+FROM server AS environments
+COPY container/polyhost/__init__.py container/polyhost/errors.py /builder/polyhost/
+COPY container/polyhost/environments /builder/polyhost/environments
+COPY handlers/polyhost_handlers/__init__.py handlers/polyhost_handlers/wheels.py /builder/polyhost_handlers/
+COPY handlers/polyhost_handlers/environments /builder/polyhost_handlers/environments
+COPY --from=wanted /src/environments.txt ./
+RUN mkdir -p /opt/polyhost/envs; [ -s environments.txt ] || exit 0; \
+    PYTHONPATH=/builder /opt/polyhost/bin/python -m polyhost.environments.commands build $(cat environments.txt) \
+      --server-packages "$(echo /opt/polyhost/lib/python3*/site-packages)" \
+ && cd /opt/polyhost/envs \
  && find . \( -type d -name tests -o -name model-server.jar \) -prune -exec rm -r {} +
 
 # Polyhost itself, in a small layer of its own that is the only one to change with its code.
 FROM server AS polyhost
-COPY --from=mxnet /opt/polyhost/envs /opt/polyhost/envs
 COPY . .
 RUN /opt/polyhost/bin/pip wheel --no-deps --wheel-dir dist . \
- && for pip in /opt/polyhost/bin/pip /opt/polyhost/envs/*/bin/pip; do \
-      [ ! -x "$pip" ] || "$pip" install --no-deps --prefix="/out${pip%/bin/pip}" dist/*.whl || exit 1; done \
+ && /opt/polyhost/bin/pip install --no-deps --prefix=/out/opt/polyhost dist/*.whl \
  && cd /out/opt/polyhost && ln -s lib/python3*/site-packages/polyhost/bin multi-model-server
 
 # What both images have.
@@ -75,7 +80,7 @@ FROM base AS runtime
 LABEL com.amazonaws.sagemaker.capabilities.multi-models=true \
       com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true
 COPY --from=server /opt/polyhost /opt/polyhost
-COPY --from=mxnet /opt/polyhost/envs /opt/polyhost/envs
+COPY --from=environments /opt/polyhost/envs /opt/polyhost/envs
 COPY scripts/docker-entrypoint /usr/local/bin/
 # For --state-dir: a volume that is made here belongs to whom the server may run as.
 RUN install -d -o 1000 -g 1000 /var/lib/polyhost

@@ -18,11 +18,10 @@ from typing import Any
 
 import psutil
 
-from benchmarks import report
 from benchmarks.artifacts import Artifacts
 from benchmarks.environment import machine, mlserver_environment, mxnet_environment, revision, versions
 from benchmarks.parts import PARTS, QUICK, Measured, Setting, Sizes, mlserver_that_answers
-from benchmarks.report import BUSY_PERCENT
+from benchmarks.report import BUSY_PERCENT, markdown, outcomes_of
 from benchmarks.servers import REPOSITORY
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -39,7 +38,7 @@ def main() -> int:
             failed = _run(arguments)
     finally:  # what was measured is shown, even if the run was stopped
         if (arguments.results / "results.json").exists():
-            report.write(arguments.results)
+            _render(arguments.results)
             print((arguments.results / "results.md").read_text(), end="")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
@@ -50,6 +49,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description="Polyhost native beside the real MMS.")
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all unless told")
     parser.add_argument("--repeats", type=int, help="turns that each contender has")
+    parser.add_argument("--models", type=int, help="of the part million; 100,000 unless told")
     parser.add_argument("--quick", action="store_true", help="smaller numbers, 5 minutes at most, without MLServer")
     parser.add_argument("--without-mlserver", action="store_true", help="do not install or measure MLServer")
     parser.add_argument("--render", action="store_true", help="write the table and picture again, measure nothing")
@@ -59,6 +59,8 @@ def _arguments() -> argparse.Namespace:
         parser.error(f"there is no part {', '.join(sorted(unknown))}: choose of {', '.join(PARTS)}")
     if arguments.repeats is not None and arguments.repeats < 1:
         parser.error("--repeats must be at least 1")
+    if arguments.models is not None and arguments.models < 1:
+        parser.error("--models must be at least 1")
     return arguments
 
 
@@ -110,8 +112,20 @@ def _run(arguments: argparse.Namespace) -> list[str]:
     return failed
 
 
+def _render(folder: Path) -> None:
+    """`results.md` and `results.png` from `results.json`."""
+    from benchmarks.plot import draw  # matplotlib takes a second
+
+    results = json.loads((folder / "results.json").read_text())
+    outcomes = outcomes_of(results)
+    (folder / "results.md").write_text(markdown(results, outcomes))
+    draw(outcomes, results, folder / "results.png")
+
+
 def _sizes(arguments: argparse.Namespace) -> Sizes:
     sizes = QUICK if arguments.quick else Sizes()
+    if arguments.models is not None:
+        sizes = dataclasses.replace(sizes, million_models=arguments.models)
     if arguments.repeats is None:
         return sizes
     # 50,000 models are loaded once whatever is told.

@@ -83,6 +83,12 @@ class Artifacts:
         """That many folders with a booster and a customer's own handler."""
         return [self._dedicated(number) for number in range(count)]
 
+    def folder(self, name: str) -> Path:
+        """An empty one, or that of this name."""
+        folder = self._folder / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def length(self) -> Path:
         """A model that answers how many bytes it got."""
         return self._with_handler("length", LENGTH_HANDLER)

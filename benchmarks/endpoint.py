@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import boto3
@@ -18,7 +19,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from benchmarks.artifacts import BOOSTERS, ROW_CSV, Artifacts
-from benchmarks.load import Load, measure
+from benchmarks.load import Figures, Load, measure
 from benchmarks.servers import CSV, BenchmarkFailed, Native, free_port
 
 _REGION = "us-east-1"
@@ -75,12 +76,12 @@ def invocation(port: int, target: str, *, is_signed: bool = False) -> tuple[str,
     return path, dict(request.headers.items())
 
 
-def load_of(port: int, targets: list[str], *, is_signed: bool) -> Load:
-    """One row for each target in turn."""
+def load_of(port: int, targets: list[str], *, is_signed: bool, law: str = "robin") -> Load:
+    """One row for each target, in turn or as the law says."""
     requests = [invocation(port, target, is_signed=is_signed) for target in targets]
     return Load(
         port=port, path_format=requests[0][0], models=len(targets), body=ROW_CSV, content_type=CSV,
-        headers=tuple(headers for _, headers in requests),
+        headers=tuple(headers for _, headers in requests), law=law,
     )  # fmt: skip
 
 
@@ -112,6 +113,7 @@ class S3:
     def __init__(self) -> None:
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the server ends
         self.environ = {
             "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{self._port}",
             "AWS_ACCESS_KEY_ID": "any",
@@ -121,23 +123,29 @@ class S3:
 
     def __enter__(self) -> S3:  # noqa: PYI034 - Self needs Python 3.11
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self._said)
         deadline = time.monotonic() + _WAIT_SECS
         while True:
             try:
                 self.client().create_bucket(Bucket=_BUCKET)
             except Exception as error:
-                if time.monotonic() > deadline:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    reason = self._last_line() or error
                     self.__exit__()
-                    raise BenchmarkFailed(f"moto's server did not start: {error}") from error
+                    raise BenchmarkFailed(f"moto's server did not start: {reason}") from error
                 time.sleep(0.1)
             else:
                 return self
+
+    def _last_line(self) -> str:
+        self._said.seek(0)
+        return self._said.read().decode(errors="replace").strip().rpartition("\n")[2]
 
     def __exit__(self, *_: object) -> None:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+        self._said.close()
 
     def client(self) -> object:
         return boto3.client(
@@ -168,42 +176,53 @@ def measure_warm(
     artifacts: Artifacts, repeats: int, secs: int, connections: int, add: Callable[[str, float], None]
 ) -> None:
     """Requests/s of the endpoint, without and with signatures, beside the engine's own route; A B C A B C …"""
-    with tempfile.TemporaryDirectory(prefix="ph-bench-") as temp:
+    with asked_servers(artifacts, "plain", "signed") as (targets, servers):
+        server, signed = servers["plain"], servers["signed"]
+        with server.client() as client:
+            for number, model in enumerate(artifacts.shared(BOOSTERS)):
+                server.load(client, f"m{number}", model)
+        loads = {
+            "direct": Load(
+                port=server.port, path_format="/models/m%d/invoke", models=BOOSTERS, body=ROW_CSV, content_type=CSV
+            ),
+            "endpoint": load_of(server.port, targets, is_signed=False),
+            "signed": load_of(signed.port, targets, is_signed=True),
+        }
+        for figures in turns_of(loads, repeats, secs, connections):
+            for name, figure in figures.items():
+                add(f"{name}_per_sec", figure.requests_per_sec)
+            add("endpoint_p50_ms", figures["endpoint"].p50_ms)
+            add("endpoint_p99_ms", figures["endpoint"].p99_ms)
+            add("endpoint_share", figures["endpoint"].requests_per_sec / figures["direct"].requests_per_sec)
+            add("signed_share", figures["signed"].requests_per_sec / figures["direct"].requests_per_sec)
+
+
+@contextlib.contextmanager
+def asked_servers(artifacts: Artifacts, *kinds: str) -> Iterator[tuple[list[str], dict[str, EndpointServer]]]:
+    """Targets, and a server of each kind that has been asked for all of them: `plain`, `logged` or `signed`."""
+    with tempfile.TemporaryDirectory(prefix="ph-bench-") as temp, contextlib.ExitStack() as running:
         folder = Path(temp)
         (folder / "models").mkdir()
         targets = archives(artifacts, folder / "models", BOOSTERS)
-        locked = ["--auth", "sigv4", "--auth-file", str(principals(folder))]
-        source = str(folder / "models")
-        with (
-            EndpointServer(source, folder / "open") as server,
-            EndpointServer(source, folder / "locked", *locked) as signed,
-        ):
-            with server.client() as client:
-                for number, model in enumerate(artifacts.shared(BOOSTERS)):
-                    server.load(client, f"m{number}", model)
-            ask(server, targets)
-            ask(signed, targets, is_signed=True)
-            for turn in range(-1, repeats):
-                direct = Load(
-                    port=server.port, path_format="/models/m%d/invoke", models=BOOSTERS, body=ROW_CSV, content_type=CSV
-                )
-                figures = {
-                    "direct": measure(direct, connections=connections, secs=secs),
-                    "endpoint": measure(
-                        load_of(server.port, targets, is_signed=False), connections=connections, secs=secs
-                    ),
-                    "signed": measure(
-                        load_of(signed.port, targets, is_signed=True), connections=connections, secs=secs
-                    ),
-                }
-                if turn < 0:  # to warm up
-                    continue
-                for name, figure in figures.items():
-                    add(f"{name}_per_sec", figure.requests_per_sec)
-                add("endpoint_p50_ms", figures["endpoint"].p50_ms)
-                add("endpoint_p99_ms", figures["endpoint"].p99_ms)
-                add("endpoint_share", figures["endpoint"].requests_per_sec / figures["direct"].requests_per_sec)
-                add("signed_share", figures["signed"].requests_per_sec / figures["direct"].requests_per_sec)
+        settings = {
+            "plain": [],
+            "logged": ["--access-log", "on"],
+            "signed": ["--auth", "sigv4", "--auth-file", str(principals(folder))],
+        }
+        servers = {}
+        for kind in kinds:
+            server = EndpointServer(str(folder / "models"), folder / kind, *settings[kind])
+            servers[kind] = running.enter_context(server)
+            ask(server, targets, is_signed=kind == "signed")
+        yield targets, servers
+
+
+def turns_of(loads: Mapping[str, Load], repeats: int, secs: int, connections: int) -> Iterator[dict[str, Figures]]:
+    """What each load has measured, turn by turn; the turn to warm up is left out."""
+    for turn in range(-1, repeats):
+        figures = {name: measure(load, connections=connections, secs=secs) for name, load in loads.items()}
+        if turn >= 0:
+            yield figures
 
 
 def measure_cold(artifacts: Artifacts, models: int, add: Callable[[str, float], None]) -> None:
@@ -239,5 +258,5 @@ def measure_cold(artifacts: Artifacts, models: int, add: Callable[[str, float], 
             add(name, figure)
     for disk, load in zip(sorted(from_disk), sorted(loads), strict=True):
         add("disk_over_load_ms", disk - load)
-    for cold, download, load in zip(sorted(from_s3), sorted(downloads), sorted(loads), strict=True):
-        add("s3_over_download_ms", cold - download - load)
+    for cold, download in zip(sorted(from_s3), sorted(downloads), strict=True):
+        add("s3_over_download_ms", cold - download)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 _PACKAGES = (
-    "polyhost", "multi-model-server", "sagemaker-inference", "xgboost-cpu", "numpy", "uvicorn", "uvloop", "httptools",
+    "polyhost", "multi-model-server", "sagemaker-inference", "xgboost-cpu", "numpy", "uvloop", "httptools",
 )  # fmt: skip
 # With uvloop 0.22, which gives no event loop unasked, the workers of MLServer 1.7.1 end as soon as they start.
 _MLSERVER_PACKAGES = ("mlserver", "mlserver-xgboost", "uvloop<0.22")
@@ -58,7 +58,7 @@ def revision() -> str:
 
 def mxnet_environment() -> Path | str:
     """Where MXNet and an MMS to run in it are installed, or why they are not."""
-    folder = Path(sys.prefix) / "envs" / "mxnet"
+    folder = Path(sys.prefix) / "envs" / "mxnet-1.9"
     if (folder / "bin" / "multi-model-server").exists():
         return folder
     return "MXNet's environment is not installed (scripts/install-mxnet)."

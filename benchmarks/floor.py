@@ -11,9 +11,12 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+import uvloop
+from polyhost.api.http import Reply, Request
+from polyhost.api.listener import Listener
 
 from benchmarks.artifacts import ROW_CSV
 
@@ -22,43 +25,48 @@ ANSWER = b"[384459.40625]"
 
 def loop(secs: float, folders: list[Path]) -> float:
     """Calls/s on one core, models in turn, each call from a CSV body to a JSON body."""
-    from polyhost_handlers.base import ModelSource, Request
+    from polyhost_handlers.base import ModelSource
+    from polyhost_handlers.base import Request as Row
     from polyhost_handlers.xgboost_handler import XGBoostHandler
 
     os.environ["SAGEMAKER_MULTI_MODEL"] = "true"
     models = [XGBoostHandler.load(ModelSource(folder, folder.name, os.environ)) for folder in folders]
     for model in models:
-        model.predict(Request(ROW_CSV, "text/csv"))
+        model.predict(Row(ROW_CSV, "text/csv"))
     turns = itertools.cycle(models)
     calls, started = 0, time.perf_counter()
     while time.perf_counter() - started < secs:
         for _ in range(100):
-            next(turns).predict(Request(ROW_CSV, "text/csv"))
+            next(turns).predict(Row(ROW_CSV, "text/csv"))
         calls += 100
     return calls / (time.perf_counter() - started)
 
 
+class _Echo:
+    """An application that answers everything with the same."""
+
+    max_request_bytes = 6_291_456
+    _reply = Reply(ANSWER, 200, ((b"content-type", b"application/json"),))
+
+    def answer(self, _: Request, done: Callable[[Reply], None]) -> None:
+        done(self._reply)
+
+    def stop_soon(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def too_large(self, _: Request, done: Callable[[Reply], None]) -> None:
+        done(self._reply)
+
+
 def echo(port: int) -> None:
-    import uvicorn
-
-    uvicorn.run(
-        _answer, host="127.0.0.1", port=port, loop="uvloop", http="httptools", lifespan="off", ws="none",
-        log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False,
-    )  # fmt: skip
+    uvloop.run(_serve_echo(port))
 
 
-_HEADERS = [(b"content-type", b"application/json"), (b"content-length", str(len(ANSWER)).encode())]
-
-
-async def _answer(
-    scope: dict[str, Any],  # noqa: ARG001
-    receive: Callable[[], Awaitable[dict[str, Any]]],
-    send: Callable[[dict[str, Any]], Awaitable[None]],
-) -> None:
-    while (await receive()).get("more_body"):
-        pass
-    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-    await send({"type": "http.response.body", "body": ANSWER})
+async def _serve_echo(port: int) -> None:
+    listener = Listener(_Echo())
+    await listener.start("127.0.0.1", port)
+    await listener.serve()
 
 
 if __name__ == "__main__":

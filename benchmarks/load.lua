@@ -1,5 +1,5 @@
 -- wrk's script: asks many models, in turn or by Zipf's law, and checks that every answer is a 200.
--- Arguments: path format, number of models, "robin" or "zipf", Content-Type, file with the body, seed, file with a line
+-- Arguments: path format, number of models, "robin", "zipf" or "zipf0.8", Content-Type, file with the body, seed, file with a line
 -- of further header fields for each model, separated by tabs.
 
 local threads = {}
@@ -17,16 +17,22 @@ function init(args)
   local file = assert(io.open(args[5], "rb"))
   local body = file:read("*a")
   file:close()
+  math.randomseed(seed)
+  local exponent = law:match("^zipf(.*)$")
+  order = exponent and zipf(count, tonumber(exponent) or 1) or in_turn(count)
+  length = #order
+  local is_asked = {}
+  for _, model in ipairs(order) do is_asked[model] = true end
   local lines = assert(io.open(args[7], "r"))
-  for model = 1, count do
-    local headers = { ["Content-Type"] = args[4] }
-    for name, value in (lines:read("*l") or ""):gmatch("([^\t:]+): ([^\t]*)") do headers[name] = value end
-    requests[model] = wrk.format("POST", path:format(model - 1), headers, body)
+  for model = 1, count do  -- of a million, most are never asked
+    local line = lines:read("*l") or ""
+    if is_asked[model] then
+      local headers = { ["Content-Type"] = args[4] }
+      for name, value in line:gmatch("([^\t:]+): ([^\t]*)") do headers[name] = value end
+      requests[model] = wrk.format("POST", path:format(model - 1), headers, body)
+    end
   end
   lines:close()
-  math.randomseed(seed)
-  order = law == "zipf" and zipf(count) or in_turn(count)
-  length = #order
 end
 
 function in_turn(count)
@@ -35,8 +41,8 @@ function in_turn(count)
   return turns
 end
 
--- 200,000 models drawn with a chance of 1/rank; who has which rank is drawn too.
-function zipf(count)
+-- 200,000 models drawn with a chance of 1/rank^exponent; who has which rank is drawn too.
+function zipf(count, exponent)
   local ranked = in_turn(count)
   for rank = count, 2, -1 do
     local other = math.random(rank)
@@ -44,7 +50,7 @@ function zipf(count)
   end
   local sums, sum = {}, 0
   for rank = 1, count do
-    sum = sum + 1 / rank
+    sum = sum + 1 / rank ^ exponent
     sums[rank] = sum
   end
   local drawn = {}

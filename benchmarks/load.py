@@ -1,17 +1,18 @@
-"""Load from wrk, and its figures."""
+"""Load from wrk, or in two segments a request, and its figures."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.artifacts import SEED
-from benchmarks.servers import BenchmarkFailed
+from benchmarks.servers import REPOSITORY, BenchmarkFailed
 
 _SCRIPT = Path(__file__).with_name("load.lua")
 _TIMEOUT_SECS = 60
@@ -28,7 +29,7 @@ class Load:
     content_type: str
     # Further header fields of the request for each model, if there are any.
     headers: tuple[Mapping[str, str], ...] = ()
-    # "robin": one after the other; "zipf": the model of rank n with a chance of 1/n.
+    # "robin": one after the other; "zipf": the model of rank n with a chance of 1/n; "zipf0.8": of 1/n^0.8.
     law: str = "robin"
 
 
@@ -59,11 +60,25 @@ def measure(load: Load, *, connections: int, secs: int) -> Figures:
     return figures_of(finished.stdout + finished.stderr)
 
 
+def measure_segments(load: Load, *, connections: int, secs: int) -> Figures:
+    """The same loop with a segment for each head and one for each body. Raises BenchmarkFailed if any is not a 200."""
+    fields = f"Host: 127.0.0.1\r\nContent-Type: {load.content_type}\r\nContent-Length: {len(load.body)}\r\n\r\n"
+    told = {
+        "port": load.port, "connections": connections, "secs": secs, "body": load.body.decode(),
+        "heads": [f"POST {load.path_format % model} HTTP/1.1\r\n{fields}" for model in range(load.models)],
+    }  # fmt: skip
+    finished = subprocess.run(
+        [sys.executable, "-m", "benchmarks.segments"], input=json.dumps(told), cwd=REPOSITORY,
+        capture_output=True, text=True, timeout=secs + 2 * _TIMEOUT_SECS, check=False,
+    )  # fmt: skip
+    return figures_of(finished.stdout + finished.stderr)
+
+
 def figures_of(output: str) -> Figures:
-    """What load.lua printed. Raises BenchmarkFailed."""
+    """What load.lua or segments.py printed. Raises BenchmarkFailed."""
     found = re.search(r"^JSON (.*)$", output, re.MULTILINE)
     if found is None:
-        raise BenchmarkFailed(f"wrk ended without figures:\n{output[-1000:]}")
+        raise BenchmarkFailed(f"the load generator ended without figures:\n{output[-1000:]}")
     told = json.loads(found[1])
     if told["bad"] or told["broken"] or not told["requests"]:
         bad = re.search(r"^BAD (.*)$", output, re.MULTILINE)

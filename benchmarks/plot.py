@@ -57,9 +57,7 @@ def draw(outcomes: Sequence[Outcome], results: Mapping[str, Any], path: Path) ->
     figure.legend(
         handles, [_TITLES[name] for name in shown], loc="upper center", ncols=len(shown), frameon=False, fontsize=10,
     )  # fmt: skip
-    figure.text(
-        0.5, 0.012, f"{when_of(results)} · {machine_of(results)}", ha="center", fontsize=7.5, color="#5b6875"
-    )  # fmt: skip
+    figure.text(0.5, 0.012, f"{when_of(results)} · {machine_of(results)}", ha="center", fontsize=7.5, color="#5b6875")
     figure.tight_layout(rect=(0, 0.03, 1, 0.95), h_pad=2.2, w_pad=2.5)
     figure.savefig(path, dpi=_DPI, facecolor="white")
     plt.close(figure)

@@ -30,6 +30,8 @@ CSV = "text/csv"
 _START_SECS = 90.0
 _ANSWER_SECS = 60.0
 _POLL_SECS = 0.002
+# By the number of their processes: name and title.
+FASTAPIS = {1: ("fastapi", "FastAPI, one process"), 2: ("fastapi2", "FastAPI, two processes")}
 _OTHERS_SETTINGS = re.compile(r"SAGEMAKER|POLYHOST|MMS_|MLSERVER|OMP_|PYTHONPATH")
 
 
@@ -43,8 +45,8 @@ class BenchmarkFailed(Exception):
 class Server:
     """One server, from `start` to `stop`; the same verbs for all of them."""
 
-    name: ClassVar[str]
-    title: ClassVar[str]
+    name: str
+    title: str
     ping: ClassVar[str] = "/ping"
     # One row for one model, as this server takes it.
     row: ClassVar[bytes] = ROW_CSV
@@ -283,15 +285,43 @@ class MlServer(Server):
         client.request("POST", f"/v2/repository/models/{model}/unload")
 
 
+class FastApi(Server):
+    """FastAPI behind uvicorn, which loads models from a folder: what many write who need no more than one model."""
+
+    def __init__(self, processes: int) -> None:
+        super().__init__()
+        self.name, self.title = FASTAPIS[processes]
+        self._processes = processes
+        self._models = self.folder / "models"
+        self._models.mkdir()
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(self.port), "--no-access-log",
+                "--workers", str(self._processes), "benchmarks.fastapi_app:app"]  # fmt: skip
+
+    def own_environ(self) -> dict[str, str]:
+        return {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", "MODELS": str(self._models)}
+
+    def prepare(self, model: str, source: Path) -> None:
+        (self._models / model).symlink_to(source)
+
+    def load(self, client: Client, model: str, source: Path, workers: int = 1) -> None:
+        """A process loads it when it is first asked."""
+
+
 def python_path() -> str:
     """Our checkout's packages, before those that are installed."""
-    return ":".join(str(REPOSITORY / folder) for folder in ("container", "handlers", "."))
+    return ":".join(str(REPOSITORY / folder) for folder in ("container", "aws", "handlers", "."))
 
 
 def free_port() -> int:
-    """One that MMS takes (15 bits), below the kernel's own range, so that no other socket gets it meanwhile."""
+    """
+    One that MMS takes (15 bits), below the kernel's own range, so that no other socket gets it meanwhile.
+
+    Nor one of those that the tests beside it are given.
+    """
     while True:
-        port = random.randint(20_000, 32_000)
+        port = random.randint(18_000, 19_999)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

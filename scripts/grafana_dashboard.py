@@ -1,8 +1,12 @@
-"""Prints deploy/grafana/polyhost.json: `python scripts/grafana_dashboard.py > deploy/grafana/polyhost.json`."""
+"""
+Prints Grafana's dashboards: `python scripts/grafana_dashboard.py > deploy/grafana/polyhost.json`, of servers, and
+`python scripts/grafana_dashboard.py fleet > deploy/grafana/fleet.json`, of many servers behind HAProxy.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +80,7 @@ NEARLY_FULL = (("green", None), ("orange", 0.85), ("red", 0.95))
 MODEL = "{{endpoint}} {{model}}"
 ENDPOINT = "{{endpoint}}/{{variant}}"
 BY_VARIANT = "endpoint, variant"
+THROTTLED = f"sum by (caller) (rate(polyhost_throttled_requests_total{{{SERVER}}}[$__rate_interval]))"
 
 ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
@@ -113,8 +118,11 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 [
                     (total("invocation_4xx_errors_total", BY_VARIANT), f"4xx {ENDPOINT}"),
                     (total("invocation_5xx_errors_total", BY_VARIANT), f"5xx {ENDPOINT}"),
+                    (THROTTLED, "rate limit of {{caller}}"),
                 ],
-                "reqps", words="4xx: what the client must change. 5xx: the model's or the server's own.",
+                "reqps",
+                words="4xx: what the client must change. 5xx: the model's or the server's own. Rate limit: the caller "
+                "sends more than it may.",
             ),
             Panel(
                 "Cache hits",
@@ -204,12 +212,155 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     ),
 )  # fmt: skip
 
+# HAProxy's own metrics: of the part that sends predictions to servers, `polyhost fleet haproxy` calls it so.
+ROUTER = 'job=~"$router"'
+PREDICTIONS = f'{ROUTER},proxy="predictions"'
+ANSWERED = f'{ROUTER},proxy="polyhost"'
+BUSY = (("green", None), ("orange", 1.7), ("red", 2.5))
+
+
+def routed(metric: str, chosen: str, by: str = "") -> str:
+    grouped = f" by ({by})" if by else ""
+    return f"sum{grouped} (rate(haproxy_{metric}{{{chosen}}}[$__rate_interval]))"
+
+
+def busiest(of_each: str) -> str:
+    return f"max({of_each}) / (avg({of_each}) > 0)"
+
+
+FAILED = "{} / ({} > 0)".format(
+    routed("frontend_http_responses_total", f'{ANSWERED},code="5xx"'),
+    routed("frontend_http_responses_total", ANSWERED),
+)
+
+FLEET_ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
+    (
+        "Fleet, now",
+        (
+            Panel(
+                "Servers that get requests",
+                [(f'count(max by (server) (haproxy_server_status{{{PREDICTIONS},state="UP"}}) == 1)', "")],
+                "short", 4, 4, "stat", "As HAProxy sees them by /ready.",
+            ),
+            Panel("Requests", [(total("invocations_total"), "")], "reqps", 4, 4, "stat"),
+            Panel(
+                "Answered 5xx, to clients",
+                [(FAILED, "")],
+                "percentunit", 4, 4, "stat", "After what could be sent again was sent again.", FEW_ERRORS,
+            ),
+            Panel(
+                "Cache hits of all servers", [(ratio("model_cache_hits_total", "model_cache_lookups_total"), "")],
+                "percentunit", 4, 4, "stat", "Requests that found their model in memory at the server that got them.",
+                MANY_HITS,
+            ),
+            Panel(
+                "Load of the busiest server",
+                [(busiest(f"max by (instance) (polyhost_cpu_utilization_ratio{{{SERVER}}})"), "")],
+                "short", 4, 4, "stat", "Its busy cores over the mean. Above 1.7: lower --copy-at, so that hot models get "
+                "more copies.", BUSY,
+            ),
+            Panel(
+                "Sent again",
+                [(routed("server_redispatch_warnings_total", PREDICTIONS), "")],
+                "reqps", 4, 4, "stat", "To another server: the first did not take the connection, did not answer, or "
+                "had no room.",
+            ),
+        ),
+    ),
+    (
+        "Each server",
+        (
+            Panel("Requests", [(total("invocations_total", "instance"), "{{instance}}")], "reqps"),
+            Panel(
+                "Cache hits",
+                [(ratio("model_cache_hits_total", "model_cache_lookups_total", "instance"), "{{instance}}")],
+                "percentunit", most=1, words="One far below the others has come back, or got models of one that went.",
+            ),
+            Panel(
+                "Busy cores", [(f"max by (instance) (polyhost_cpu_utilization_ratio{{{SERVER}}})", "{{instance}}")],
+                "short",
+            ),
+            Panel(
+                "Loads and evictions",
+                [
+                    (total("model_loading_time_seconds_count", "instance"), "loads {{instance}}"),
+                    (total("model_evictions_total", "instance"), "evictions {{instance}}"),
+                ],
+                "ops", words="Evictions at all servers, with few hits: add servers.",
+            ),
+            Panel(
+                "Models in memory", [(f"sum by (instance) (polyhost_loaded_model_count{{{VARIANT}}})", "{{instance}}")],
+                "short",
+            ),
+            Panel(
+                "Memory budget in use", [(f"polyhost_memory_utilization_ratio{{{SERVER}}}", "{{instance}}")],
+                "percentunit", most=1,
+            ),
+        ),
+    ),
+    (
+        "HAProxy",
+        (
+            Panel(
+                "Answers to clients",
+                [(routed("frontend_http_responses_total", ANSWERED, "code"), "{{code}}")],
+                "reqps",
+            ),
+            Panel(
+                "Time to an answer, mean of the last 1,024",
+                [(f"max by (server) (haproxy_server_response_time_average_seconds{{{PREDICTIONS}}})", "{{server}}")],
+                "s",
+            ),
+            Panel(
+                "Failures by server",
+                [
+                    (routed("server_connection_errors_total", PREDICTIONS, "server"), "no connection {{server}}"),
+                    (routed("server_response_errors_total", PREDICTIONS, "server"), "no answer {{server}}"),
+                    (routed("server_retry_warnings_total", PREDICTIONS, "server"), "tried again {{server}}"),
+                ],
+                "reqps",
+            ),
+            Panel(
+                "Requests by server", [(routed("server_http_responses_total", PREDICTIONS, "server"), "{{server}}")],
+                "reqps",
+            ),
+            Panel(
+                "Connections of clients",
+                [(f"sum by (instance) (haproxy_frontend_current_sessions{{{ANSWERED}}})", "{{instance}}")],
+                "short",
+            ),
+            Panel(
+                "Models whose rate is known",
+                [(f"max by (instance) (haproxy_sticktable_used{{{ROUTER}}})", "{{instance}}")],
+                "short", words="Asked for in the last 30 seconds; those with a high rate get copies.",
+            ),
+        ),
+    ),
+)  # fmt: skip
+
 
 def dashboard() -> dict[str, Any]:
+    return page(
+        "polyhost", "Polyhost", "Endpoints of many models: traffic, latency, the model cache, each model.", ROWS,
+        variables(),
+    )  # fmt: skip
+
+
+def fleet_dashboard() -> dict[str, Any]:
+    choices = [*variables(), choice("job", "haproxy_server_status", name="router")]
+    return page(
+        "polyhost-fleet", "Polyhost: fleet", "Many servers behind HAProxy: how models and load are divided.", FLEET_ROWS,
+        choices,
+    )  # fmt: skip
+
+
+def page(
+    uid: str, title: str, words: str, rows: Sequence[tuple[str, Sequence[Panel]]], choices: list[dict[str, Any]]
+) -> dict[str, Any]:
     return {
-        "uid": "polyhost",
-        "title": "Polyhost",
-        "description": "Endpoints of many models: traffic, latency, the model cache, each model.",
+        "uid": uid,
+        "title": title,
+        "description": words,
         "tags": ["polyhost"],
         "schemaVersion": 39,
         "version": 1,
@@ -218,10 +369,10 @@ def dashboard() -> dict[str, Any]:
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "browser",
-        "templating": {"list": variables()},
+        "templating": {"list": choices},
         "annotations": {"list": []},
         "links": [],
-        "panels": list(panels()),
+        "panels": list(panels(rows)),
     }
 
 
@@ -236,11 +387,11 @@ def variables() -> list[dict[str, Any]]:
     ]
 
 
-def choice(label: str, series: str) -> dict[str, Any]:
-    """A list of a label's values, all of them chosen at first."""
+def choice(label: str, series: str, name: str = "") -> dict[str, Any]:
+    """A list of a label's values, all of them chosen at first. `name`: if another than the label's."""
     query = f"label_values({series}, {label})"
     return {
-        "name": label,
+        "name": name or label,
         "type": "query",
         "datasource": DATASOURCE,
         "definition": query,
@@ -254,9 +405,9 @@ def choice(label: str, series: str) -> dict[str, Any]:
     }
 
 
-def panels() -> Iterator[dict[str, Any]]:
+def panels(rows: Sequence[tuple[str, Sequence[Panel]]]) -> Iterator[dict[str, Any]]:
     number, top = 0, 0
-    for title, row in ROWS:
+    for title, row in rows:
         number += 1
         yield {
             "id": number,
@@ -328,4 +479,4 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 if __name__ == "__main__":
-    print(json.dumps(dashboard(), indent=2))
+    print(json.dumps(fleet_dashboard() if sys.argv[1:] == ["fleet"] else dashboard(), indent=2))

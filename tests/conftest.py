@@ -2,18 +2,21 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from durations import Durations, Line, cpu_secs, is_checked, slowness, table
+from durations import Durations, Line, Looks, cpu_secs, is_checked, table
 from lanes import ENGINES, GroupScheduling, has_long_form, is_pure, place_of
-from support.forms import use_profile
+from support.forms import IS_LONG, use_profile
 from support.server import Server
 
 use_profile()
+# Tests count processes: a server has one front, however many CPUs there are, unless a test wants more.
+os.environ.setdefault("POLYHOST_FRONTS", "1")
 
 MODELS = Path(__file__).parent / "contract" / "models"
 ROOT = Path(__file__).parent.parent
@@ -21,7 +24,7 @@ SAMPLES = ROOT / "samples" / "models"
 _LINES = pytest.StashKey[list[Line]]()
 # Beside the environment in which the tests run (VENV).
 ENVIRONMENTS = Path(sys.prefix) / "envs"
-MXNET_PYTHON = ENVIRONMENTS / "mxnet" / "bin" / "python"
+MXNET_PYTHON = ENVIRONMENTS / "mxnet-1.9" / "bin" / "python"
 
 
 @pytest.fixture(scope="session", params=ENGINES)
@@ -77,6 +80,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if has_long_form(item):
             item.add_marker(pytest.mark.long)
+        if item.get_closest_marker("second_stage") and not IS_LONG:
+            item.add_marker(pytest.mark.skip(reason="it takes long for what it shows: make test LONG=1 runs it"))
         if is_pure(item):
             item.add_marker(pytest.mark.pure)
         if item.get_closest_marker("mxnet") and not MXNET_PYTHON.exists():
@@ -93,6 +98,11 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> GroupScheduling:
     return GroupScheduling(config, log)
+
+
+def pytest_configure() -> None:
+    """Told to end, a run ends its servers: as Ctrl-C does it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 _STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen"}
@@ -128,7 +138,8 @@ def no_process_in_pure_tests() -> Iterator[None]:
     assert not started, f"it starts a process ({started[0]}), and tests/lanes.py takes it for one that does not"
 
 
-_CPU_SECS = "cpu_secs"
+_CPU_SECS, _SLOWNESS = "cpu_secs", "slowness"
+_looks = Looks()
 _begun = pytest.StashKey[float]()
 
 
@@ -142,10 +153,10 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """The last report of a test tells what it has used of CPUs."""
+    """The last report of a test tells what it has used of CPUs, and now and then how slow the machine is."""
     report = yield
     if call.when == "teardown":
-        report.user_properties.append((_CPU_SECS, cpu_secs() - item.stash[_begun]))
+        report.user_properties += [(_CPU_SECS, cpu_secs() - item.stash[_begun]), (_SLOWNESS, _looks.look())]
     return report
 
 
@@ -153,14 +164,15 @@ _durations = Durations()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    _durations.add(report.nodeid, report.when, report.duration, dict(report.user_properties).get(_CPU_SECS, 0.0))
+    told = dict(report.user_properties)
+    _durations.add(report.nodeid, report.when, report.duration, told.get(_CPU_SECS, 0.0), told.get(_SLOWNESS))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Of xdist's workers, only their controller has all reports."""
     is_whole_run = not session.config.option.markexpr and getattr(session.config.option, "numprocesses", None)
-    session.config.stash[_LINES] = _durations.lines(slowness()) if is_whole_run else []
-    if is_checked() and any(line.is_over for line in session.config.stash[_LINES]) and session.exitstatus == 0:
+    session.config.stash[_LINES] = _durations.lines() if is_whole_run else []
+    if is_checked() and any(line.is_far_over for line in session.config.stash[_LINES]) and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -176,7 +188,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """The image's tests need the image: they run when they are asked for (scripts/image-test)."""
-    if collection_path.name == "image" and "image" not in (config.option.markexpr or ""):
+    """
+    Tests of the image need the image, those of routers take minutes.
+
+    They run when they are asked for: scripts/image-test, scripts/fleet-test.
+    """
+    if collection_path.name in ("image", "routers") and collection_path.name not in (config.option.markexpr or ""):
         return True
     return None

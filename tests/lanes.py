@@ -7,8 +7,10 @@ what they share is started once. What takes long begins first, so that no worker
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
+from types import ModuleType
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -18,6 +20,8 @@ from support.forms import by_form, examples
 from support.server import Process, Server
 from xdist.scheduler import LoadScopeScheduling
 
+from benchmarks.attacks import under
+
 ENGINES = ("mms", "native")
 
 # A test that uses one of these fixtures starts a process or a server, or shares one.
@@ -25,7 +29,7 @@ _STARTING_FIXTURES = {
     "bucket", "cloud", "fleet", "home", "page", "s3", "s3_url", "samples", "server", "servers", "start", "start_fleet",
 }  # fmt: skip
 # A test file that can name one of these may start a process.
-_STARTING_NAMES = (control_plane_in, EndpointServer, Process, Server, ThreadedMotoServer, subprocess)
+_STARTING_NAMES = (control_plane_in, EndpointServer, Process, Server, ThreadedMotoServer, subprocess, under)
 # Each test of these files starts its own server: nothing is shared, so each is a group of its own.
 _APART = {"server/test_serve.py", "server/test_memory.py", "notebooks/test_notebooks.py"}
 # Folders and files by how long their longest group takes, longest first. The rest follows in pytest's order.
@@ -43,13 +47,17 @@ def is_pure(item: pytest.Item) -> bool:
 
 
 def has_long_form(item: pytest.Item) -> bool:
-    """Whether the test's file has a long form: `make test LONG=1` runs these."""
-    return _names(item, (by_form, examples))
+    """Whether the test has a long form, or no other: `make test LONG=1` runs these."""
+    return item.get_closest_marker("second_stage") is not None or _names(item, (by_form, examples))
 
 
 def _names(item: pytest.Item, things: tuple[object, ...]) -> bool:
     """Whether the test's file has imported one of these."""
-    module = getattr(item, "module", None)
+    return _module_names(getattr(item, "module", None), things)
+
+
+@functools.cache
+def _module_names(module: ModuleType, things: tuple[object, ...]) -> bool:
     return any(value is thing for value in vars(module).values() for thing in things)
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from durations import BUDGETS_SECS, Durations, Line, folder_of, slowness, table
+from durations import BUDGETS_SECS, Durations, Line, Looks, folder_of, slowness, table
 from lanes import group_of
 from support.clock import FairClock
 
@@ -36,26 +36,60 @@ def test_a_test_is_of_its_folder(nodeid: str, folder: str) -> None:
     assert folder_of(nodeid) == folder
 
 
-def test_phases_are_added_up_and_held_against_the_budget() -> None:
+def durations(cpu_secs: float, *slowness: float) -> Durations:
+    """Of one test; `slowness`: what workers have seen."""
     durations = Durations()
-    budget_secs = BUDGETS_SECS["aws"]
     for phase, secs in (("setup", 100.0), ("call", 30.0)):
         durations.add("tests/aws/test_plan.py::test_a", phase, secs)
-    durations.add("tests/aws/test_plan.py::test_a", "teardown", 1.0, cpu_secs=budget_secs + 1.0)
+    durations.add("tests/aws/test_plan.py::test_a", "teardown", 1.0, cpu_secs)
+    for one in slowness:
+        durations.add("tests/test_log.py::test_a", "teardown", 1.0, slowness=one)
+    return durations
 
-    assert durations.lines(1) == [Line("aws", 1, 131.0, budget_secs + 1.0, budget_secs)]
-    assert durations.lines(1)[0].is_over
-    assert not durations.lines(2)[0].is_over
-    assert "over" in table(durations.lines(1)).splitlines()[1]
+
+def test_phases_are_added_up_and_held_against_the_budget() -> None:
+    budget_secs = BUDGETS_SECS["aws"]
+    (line,) = durations(budget_secs + 1.0).lines()
+
+    assert line == Line("aws", 1, 131.0, budget_secs + 1.0, budget_secs)
+    assert "over" in table([line]).splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("budgets", "slowness", "is_over", "is_far_over"),
+    [
+        (0.9, (), False, False),
+        (1.1, (), True, False),
+        (1.9, (), True, False),
+        (2.1, (), True, True),
+        # The mean counts.
+        (2.1, (1.0, 1.0, 2.5), True, False),
+        (2.9, (2.0, 4.0), False, False),
+        (6.1, (2.0, 4.0), True, True),
+    ],
+)
+def test_a_budget_is_for_a_machine_that_was_as_slow(
+    budgets: float, slowness: tuple[float, ...], is_over: bool, is_far_over: bool
+) -> None:
+    line = durations(budgets * BUDGETS_SECS["aws"], *slowness).lines()[0]
+
+    assert (line.is_over, line.is_far_over) == (is_over, is_far_over)
 
 
 def test_a_machine_is_never_quicker_than_the_reference() -> None:
     assert slowness() >= 1
 
 
+def test_a_worker_looks_at_once_and_now_and_then() -> None:
+    times = iter([5.0, 6.0, 34.0, 36.0, 37.0, 99.0])
+    looks = Looks(lambda: next(times))
+
+    assert [looks.look() is not None for _ in range(6)] == [True, False, False, True, False, True]
+
+
 def test_each_folder_has_a_budget() -> None:
     tests = Path(__file__).parent
-    folders = {path.parent.relative_to(tests).as_posix() for path in tests.glob("*/test_*.py")} - {"image"}
+    folders = {path.parent.relative_to(tests).as_posix() for path in tests.glob("*/test_*.py")} - {"image", "routers"}
 
     assert {*folders, "tests"} == set(BUDGETS_SECS)
 
@@ -66,7 +100,8 @@ def test_a_clock_of_a_process_that_sleeps_goes_on() -> None:
     with clock.watching():
         begun, fair = time.monotonic(), clock()
         threading.Event().wait(0.3)
-        ended, fair_secs = time.monotonic(), clock() - fair
+        # In this order: what is taken off was waited within the span.
+        fair_secs, ended = clock() - fair, time.monotonic()
     assert fair_secs + clock.waited_between(begun, ended) >= 0.29
     assert clock.waited_between(begun, ended) >= 0
 

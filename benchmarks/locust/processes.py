@@ -19,6 +19,8 @@ from benchmarks.servers import REPOSITORY, BenchmarkFailed, python_path
 _ANSWER_SECS = 70
 _MEASURING_BUDGET_BYTES = 4 * 1024**3
 _CALLS = 3
+# Memory that has not changed for so long has settled: a worker that is idle for a second gives its own back.
+_SETTLED_SECS = 3.0
 
 
 class ChurnServer(EndpointServer):
@@ -74,7 +76,18 @@ def memory_of_all(models: Path, state: Path, body: str) -> int:
         for target in targets:
             for _ in range(_CALLS):
                 server.call(target, body)
-        return round(parsed(server.get("/metrics")).memory_ratio * server.budget_bytes)
+        return _settled_memory_bytes(server)
+
+
+def _settled_memory_bytes(server: ChurnServer) -> int:
+    """When its workers have been idle and have given back what loads took for a moment."""
+    used_bytes, since = -1, time.monotonic()
+    while time.monotonic() < since + _SETTLED_SECS:
+        time.sleep(0.1)
+        now_bytes = round(parsed(server.get("/metrics")).memory_ratio * server.budget_bytes)
+        if now_bytes != used_bytes:
+            used_bytes, since = now_bytes, time.monotonic()
+    return used_bytes
 
 
 class Command:

@@ -14,12 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-from matplotlib import pyplot as plt
-
 from benchmarks.locust.figures import bucket_quantile
 from benchmarks.locust.history import PERCENTILES, Client
 from benchmarks.locust.watch import Look, cpu_shares, rates, waits_ms
@@ -262,8 +256,12 @@ def picture(
     title: str, hint: str, lines: Mapping[str, Points], names: Mapping[str, int], begin_secs: float, end_secs: float
 ) -> str:
     """One panel as SVG; an endpoint has a colour, its lines have styles."""
+    import matplotlib as mpl  # half a second, which each worker of the tests would pay that only looks for tests
+    from matplotlib.figure import Figure
+
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}):
-        figure, axes = plt.subplots(figsize=(9, 2.6))
+        figure = Figure(figsize=(9, 2.6))
+        axes = figure.subplots()
         drawn: dict[str, int] = {}
         for line, points in lines.items():
             name = max((name for name in names if line.startswith(name)), key=len)
@@ -286,7 +284,6 @@ def picture(
         out = io.StringIO()
         plain = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(out, format="svg", bbox_inches="tight", metadata=plain)
-        plt.close(figure)
     text = out.getvalue()
     return text[text.index("<svg") :]
 

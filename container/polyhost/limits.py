@@ -18,18 +18,25 @@ from polyhost.memory import cpu_limit
 
 # MMS's own.
 _DEFAULT_MAX_REQUEST_BYTES = 6_553_500
+_DEFAULT_MAX_RESPONSE_BYTES = 6_553_500
 _DEFAULT_JOB_QUEUE_SIZE = 100
 _DEFAULT_TIMEOUT_MINUTES = 120
 # The toolkit's.
 _TOOLKIT_TIMEOUT_MINUTES = "60"
+# What SageMaker gives a model to answer InvokeEndpoint.
+_ENDPOINTS_TIMEOUT_SECS = 60.0
+# How many processes speak HTTP where nobody says it.
+_MOST_FRONTS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     max_request_bytes: int
-    # Of a call or a load whose model has none of its own.
+    # The body of one answer.
+    max_response_bytes: int
+    # For calls and loads of models that have no time of their own.
     response_timeout_secs: float
-    # Of a model that a request loads, and of one that is there from the start; 0: registered, not loaded.
+    # For models that a request loads, and for those that are loaded at the start; 0: registered, not loaded.
     workers_per_model: int
     startup_workers: int
     # How many requests may wait for each worker of a model.
@@ -42,6 +49,7 @@ class Limits:
         workers = _number(properties, "default_workers_per_model", 0)
         return cls(
             max_request_bytes=_number(properties, "max_request_size", _DEFAULT_MAX_REQUEST_BYTES),
+            max_response_bytes=_number(properties, "max_response_size", _DEFAULT_MAX_RESPONSE_BYTES),
             response_timeout_secs=_number(properties, "default_response_timeout_seconds", minutes * 60),
             workers_per_model=workers,
             startup_workers=workers or cpu_limit(),
@@ -62,8 +70,15 @@ class Limits:
         return cls.of(with_overrides(properties, environ))
 
 
+def endpoints_timeout_secs(environ: Mapping[str, str]) -> float | None:
+    """How long a model may take to answer InvokeEndpoint; None where the operator has set the container's own limit."""
+    names = ("SAGEMAKER_MODEL_SERVER_TIMEOUT", "MMS_DEFAULT_RESPONSE_TIMEOUT")
+    is_set = any(environ.get(name) or environ.get(f"{name}_SECONDS") for name in names)
+    return None if is_set else _ENDPOINTS_TIMEOUT_SECS
+
+
 def with_overrides(properties: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
-    """What is set as `MMS_` and a property's name in capitals wins; an empty variable counts as none."""
+    """A variable named `MMS_` and the property in capitals wins over the property. An empty variable does not count."""
     overrides = {name[4:].lower(): text for name, text in environ.items() if name.startswith("MMS_") and text}
     return {**properties, **overrides}
 
@@ -95,3 +110,19 @@ def _number(properties: Mapping[str, str], name: str, default: int) -> int:
     if not text.strip().isdigit():
         raise InvalidSetting(f"{name} (or MMS_{name.upper()}): '{text}' is not a whole number of at least 0.")
     return int(text)
+
+
+def front_count(config: Config, cpus: int) -> int:
+    """
+    How many processes are to speak HTTP, the server's own among them. Four cases:
+
+    1. The operator has said it.
+    2. MMS runs behind us: its own front, Java, is the limit.
+    3. Models are confined: they are kept from the signals of processes that were there before them, not of new fronts.
+    4. Half of the CPUs, because models need theirs too; on two of them there is nothing to share.
+    """
+    if config.fronts is not None:
+        return config.fronts
+    if config.engine == "mms" or config.hardened or cpus <= 2:
+        return 1
+    return min(_MOST_FRONTS, (cpus + 1) // 2)

@@ -11,12 +11,16 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from polyhost.line_writer import LineWriter
 
 TEXT_FORMAT = "%(asctime)s [%(levelname)-5s] %(name)s - %(message)s"
 # What would end a line, move a terminal's cursor, or cannot be written at all.
 _NOT_IN_A_LINE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# How long the end of a server waits for a reader of its log.
+_FLUSHED_SECS = 2.0
 # The member that makes CloudWatch take metrics from a line.
 METRICS_MEMBER = "_aws"
 
@@ -38,7 +42,7 @@ class TextFormatter(logging.Formatter):
         super().__init__(TEXT_FORMAT)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802 - logging's
-        return f"{_local_second(int(record.created))},{int(record.msecs):03d}"
+        return text_moment(record.created)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = printable(record.message)
@@ -52,14 +56,19 @@ class TextFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.msg, Structured):
-            line = _json_line(record.created, record.levelname, record.name, record.msg.members())
-            if METRICS_MEMBER in line:
-                _metrics_lines.add(line)
-            return line
+            return _json_line(record.created, record.levelname, record.name, record.msg.members())
         message = record.getMessage()
         if record.exc_info:
             message = f"{message}\n{self.formatException(record.exc_info)}"
         return _json_line(record.created, record.levelname, record.name, {"message": message})
+
+
+def text_moment(moment_secs: float) -> str:
+    return f"{_local_second(int(moment_secs))},{int(moment_secs * 1000) % 1000:03d}"
+
+
+def json_moment(moment_secs: float) -> str:
+    return f"{_utc_second(int(moment_secs))}.{int(moment_secs * 1000) % 1000:03d}Z"
 
 
 @functools.lru_cache(maxsize=2)
@@ -70,10 +79,6 @@ def _local_second(moment_secs: int) -> str:
 @functools.lru_cache(maxsize=2)
 def _utc_second(moment_secs: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment_secs))
-
-
-# Our own lines of metrics on their way through the pump.
-_metrics_lines: set[str] = set()
 
 
 def printable(text: str) -> str:
@@ -92,13 +97,10 @@ def line_as_json(line: str) -> str:
 
 def _forges_metrics(line: str) -> bool:
     """
-    Whether CloudWatch would take metrics from a line that is not ours.
+    Whether CloudWatch would take metrics from it.
 
     A script may print what a client has sent. Its lines are lines of the log; its numbers are not our metrics.
     """
-    if line in _metrics_lines:
-        _metrics_lines.discard(line)
-        return False
     if METRICS_MEMBER not in line and "\\u00" not in line:  # it may be written with escapes
         return False
     try:
@@ -108,8 +110,7 @@ def _forges_metrics(line: str) -> bool:
 
 
 def _json_line(moment_secs: float, level: str, logger: str, members: Mapping[str, Any]) -> str:
-    moment = f"{_utc_second(int(moment_secs))}.{int(moment_secs * 1000) % 1000:03d}Z"
-    return json.dumps({"time": moment, "level": level, "logger": logger, **members})
+    return json.dumps({"time": json_moment(moment_secs), "level": level, "logger": logger, **members})
 
 
 def formatter_for(log_format: str) -> logging.Formatter:
@@ -117,18 +118,63 @@ def formatter_for(log_format: str) -> logging.Formatter:
 
 
 def configure(log_format: str) -> None:
-    handler = logging.StreamHandler(sys.stdout)
+    """Configure the log of a process whose output our server reads."""
+    _configure(logging.StreamHandler(sys.stdout), log_format)
+
+
+def configure_server(log_format: str) -> Callable[[str], None]:
+    """
+    Configure the log of a server. A thread writes it, so that the server goes on when nobody reads.
+
+    Returns what writes a line that has its form already. To be called before `every_line_as_json`.
+    """
+    handler = _Aside(_standard_output(), formatter_for(log_format))
+    _configure(handler, log_format)
+    return handler.lines.write
+
+
+def _standard_output() -> int:
+    try:
+        return os.dup(1)
+    except OSError:  # whoever has started us has closed it
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+def _configure(handler: logging.Handler, log_format: str) -> None:
     handler.setFormatter(formatter_for(log_format))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it tells of starts and stops, as we do
+
+
+class _Aside(logging.Handler):
+    """`logging` flushes it when the process ends."""
+
+    def __init__(self, descriptor: int, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self.lines = LineWriter(descriptor, self._dropped_line)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.lines.write(self.format(record))
+        except Exception:  # noqa: BLE001 - as all handlers: what is logged must not fail
+            self.handleError(record)
+
+    def flush(self) -> None:
+        self.lines.flush(_FLUSHED_SECS)
+
+    def _dropped_line(self, count: int) -> str:
+        words = "%d lines of the log were dropped: whoever reads standard output did not keep up"
+        return self.format(logging.LogRecord("polyhost.log", logging.WARNING, "", 0, words, (count,), None))
 
 
 @contextlib.contextmanager
 def every_line_as_json() -> Iterator[None]:
     """
-    What this process and its children write, C libraries and customers' scripts too, becomes JSON on standard output.
+    What this process and its children print, C libraries and customers' scripts too, becomes JSON on standard output.
+
+    The server's own log is not printed: it is written to where standard output was before.
 
     Ends when the last of them has ended.
     """

@@ -18,17 +18,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Of the container's memory; the rest is for page cache, bursts of requests and what we do not see.
+# The models' share of the container's memory. The rest is for page cache and bursts of requests.
 DEFAULT_SHARE = 0.8
 
 # A worker of Multi Model Server before it has imported any framework and after: measured, rounded up.
 FIRST_LOAD_BYTES = 48 * 1024**2
 
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _WORKER_SCRIPT = b"model_service_worker.py"
 _CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),  # v2
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # v1
 )
+
+
+def default_budget_bytes() -> int:
+    """What models may use where the operator names no budget, before what the server itself uses is taken off."""
+    return int(memory_limit_bytes() * DEFAULT_SHARE)
 
 
 def memory_limit_bytes(cgroup_files: Sequence[Path] | None = None) -> int:
@@ -75,7 +81,7 @@ def _cgroup_limit(path: Path) -> int | None:
 
 def private_bytes(pid: int) -> int:
     """
-    The anonymous memory of a process, pages that it shares with others counted in proportion.
+    The memory of a process that is no file's, pages that it shares with others counted in proportion.
 
     0 for a process that is gone. A worker of MMS is a fork of its parent: what both still share counts once.
     """
@@ -83,7 +89,19 @@ def private_bytes(pid: int) -> int:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss_Anon:"))
+    return sum(
+        int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(("Pss_Anon:", "Pss_Shmem:"))
+    )
+
+
+def anonymous_bytes(statm: str | bytes) -> int:
+    """
+    The resident memory that is no file's, bytes, of the process whose /proc/PID/statm this is.
+
+    What it shares with its forks counts whole. It is much quicker to read than what `private_bytes` reads.
+    """
+    _, resident, shared, *_ = statm.split()
+    return (int(resident) - int(shared)) * _PAGE_BYTES
 
 
 @dataclass(frozen=True)
@@ -120,14 +138,14 @@ def _command_line(pid: int) -> bytes:
 
 
 @dataclass(frozen=True)
-class Load:
+class PastLoad:
     """What one load cost: the archive's bytes and what the worker grew by."""
 
     artifact_bytes: int
     grown_bytes: int
 
 
-def estimate_bytes(artifact_bytes: int, seen: Sequence[Load]) -> int:
+def estimate_bytes(artifact_bytes: int, seen: Sequence[PastLoad]) -> int:
     """
     What loading an archive of that size will add, from loads of its kind seen before.
 
@@ -183,13 +201,13 @@ class Guard:
             yield
         finally:
             reservation.unlink(missing_ok=True)
-        self._remember(kind, Load(artifact_bytes, max(0, private_bytes(os.getpid()) - before)))
+        self._remember(kind, PastLoad(artifact_bytes, max(0, private_bytes(os.getpid()) - before)))
 
     def _check(self, need_bytes: int) -> None:
         usage = measure_session(os.getsid(0))
         budget = self._budget_bytes
         if budget is None:
-            budget = int(memory_limit_bytes() * DEFAULT_SHARE) - usage.server_bytes
+            budget = default_budget_bytes() - usage.server_bytes
         # A worker of MMS is two processes, unless the model is loaded before the second is forked.
         pair = [pid for pid in (os.getpid(), os.getppid()) if _WORKER_SCRIPT in _command_line(pid)]
         own = sum(private_bytes(pid) for pid in pair)
@@ -202,7 +220,7 @@ class Guard:
             )
 
     def _reservations(self) -> Iterable[int]:
-        """Of loads under way; one that its process left behind counts no more."""
+        """The reservations of loads under way. One that its dead process left behind does not count."""
         for path in self._book.glob("loading-*"):
             if not Path(f"/proc/{path.name.removeprefix('loading-')}").exists():
                 path.unlink(missing_ok=True)
@@ -210,13 +228,13 @@ class Guard:
             with contextlib.suppress(OSError, ValueError):
                 yield int(path.read_text())
 
-    def _seen(self, kind: str) -> list[Load]:
+    def _seen(self, kind: str) -> list[PastLoad]:
         with contextlib.suppress(OSError):
             lines = (self._book / f"seen-{kind}").read_text().splitlines()
-            return [Load(*json.loads(line)) for line in lines[-self._REMEMBERED :]]
+            return [PastLoad(*json.loads(line)) for line in lines[-self._REMEMBERED :]]
         return []
 
-    def _remember(self, kind: str, load: Load) -> None:
+    def _remember(self, kind: str, load: PastLoad) -> None:
         with (self._book / f"seen-{kind}").open("a") as file:
             file.write(json.dumps([load.artifact_bytes, load.grown_bytes]) + "\n")
 

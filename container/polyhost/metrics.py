@@ -78,11 +78,8 @@ class Metrics(Collector):
             if by_model.pop(model, None) is not None:
                 self._series_count -= 1
 
-    def exposition(self) -> bytes:
-        return generate_latest(self._registry)
-
-    async def exposition_aside(self) -> bytes:
-        """As `exposition`. The text of thousands of series takes longer than requests may wait: a thread writes it."""
+    async def exposition(self) -> bytes:
+        """The text of thousands of series takes longer than requests may wait: a thread writes it."""
         now = CollectorRegistry()
         now.register(_Collected(list(self._registry.collect())))
         return await asyncio.to_thread(generate_latest, now)

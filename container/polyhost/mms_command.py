@@ -32,10 +32,10 @@ from polyhost.config import Config
 from polyhost.engine.protocol import Registration
 from polyhost.errors import InvalidSetting, PolyhostError
 from polyhost.limits import Limits, base_folder
-from polyhost.log import configure
+from polyhost.log import configure_server
 from polyhost.mms_properties import mms_properties, without_effect
 from polyhost.plan import Plan
-from polyhost.processes import has_ended
+from polyhost.processes import flush_and_exit, has_ended
 
 logger = logging.getLogger("polyhost.mms")
 
@@ -53,7 +53,9 @@ def main() -> None:
     arguments = sys.argv[1:]
     is_server = arguments[:1] == [_SERVER_MARK]
     try:
-        sys.exit(_run_server(arguments[1:]) if is_server else _launch(arguments))
+        if is_server:
+            flush_and_exit(_run_server(arguments[1:]))
+        sys.exit(_launch(arguments))
     except PolyhostError as error:
         click.echo(f"multi-model-server: {error}", err=True)
         sys.exit(error.exit_code)
@@ -153,7 +155,7 @@ def _running_server() -> int | None:
 
 def _run_server(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server handles it
-    configure(Config.build({}, os.environ).log_format)
+    write_line = configure_server(Config.build({}, os.environ).log_format)
     from polyhost.server import serve_plan  # not in the launcher, which would start twice as slowly
 
     options = _parser().parse_args(arguments)
@@ -161,7 +163,7 @@ def _run_server(arguments: Sequence[str]) -> int:
     if idle := without_effect(properties):
         logger.warning("MMS's configuration has what is without effect here: %s", ", ".join(idle))
     try:
-        return serve_plan(make_plan(properties, os.environ))
+        return serve_plan(make_plan(properties, os.environ), write_line)
     finally:
         with contextlib.suppress(OSError):
             if _pid_file().read_text() == str(os.getpid()):
@@ -216,9 +218,7 @@ def _address(properties: Mapping[str, str], name: str, default: str, default_por
 
 
 def _model_roots(store: Path, environ: Mapping[str, str]) -> list[str]:
-    """
-    The model store; the toolkit's is the whole disk, then the folders where the platform puts models.
-    """
+    """The model store; the toolkit's is the whole disk, then the folders where the platform puts models."""
     if store != Path("/"):
         return [str(store)]
     return [str(base_folder(environ) / folder) for folder in ("models", "model")]

@@ -16,7 +16,8 @@ HONOURED = frozenset(
     (
         "blacklist_env_vars", "decode_input_request", "default_response_timeout", "default_response_timeout_seconds",
         "default_service_handler", "default_workers_per_model", "enable_envvars_config", "inference_address",
-        "job_queue_size", "load_models", "management_address", "max_request_size", "model_store", "preload_model",
+        "job_queue_size", "load_models", "management_address", "max_request_size", "max_response_size", "model_store",
+        "preload_model",
     )
 )  # fmt: skip
 # They tune the JVM and what runs in it. There is none: nothing is lost.
@@ -30,7 +31,7 @@ NEEDLESS = frozenset(
 _ABSENT = frozenset(
     (
         "certificate_file", "cors_allowed_headers", "cors_allowed_methods", "cors_allowed_origin", "debug", "keystore",
-        "keystore_pass", "keystore_type", "max_response_size", "number_of_gpu", "private_key_file",
+        "keystore_pass", "keystore_type", "number_of_gpu", "private_key_file",
         "unregister_model_timeout",
     )
 )  # fmt: skip

@@ -27,6 +27,7 @@ _SERVICES = {
     "runtime.sagemaker": "SAGEMAKER_RUNTIME",  # boto3's older name for it, which version 1 of the SDK uses
     "sts": "STS",
     "iam": "IAM",
+    "logs": "CLOUDWATCH_LOGS",
     "s3": "S3",
 }
 _AWS = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu")
@@ -43,7 +44,8 @@ def use(url: str = "", *, s3: str = "", iam: str = "") -> None:
     """
     before = os.environ.get(f"{_VARIABLE}SAGEMAKER", "")
     url = url or before or "http://127.0.0.1:8080"
-    os.environ.update(dict.fromkeys((f"{_VARIABLE}{name}" for name in ("SAGEMAKER", "SAGEMAKER_RUNTIME", "STS")), url))
+    ours = ("SAGEMAKER", "SAGEMAKER_RUNTIME", "STS", "CLOUDWATCH_LOGS")
+    os.environ.update(dict.fromkeys((f"{_VARIABLE}{name}" for name in ours), url))
     # IAM's variable may be from an earlier call of this function, with another url.
     if iam or os.environ.get(f"{_VARIABLE}IAM", "") in ("", before):
         os.environ[f"{_VARIABLE}IAM"] = iam or url

@@ -13,7 +13,7 @@ from polyhost.limits import Limits
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a server of the native engine is to do. `environ` is that of its workers."""
+    """What a server is to do, with either engine. `environ` is that of its workers."""
 
     config: Config
     environ: Mapping[str, str]
@@ -28,7 +28,18 @@ class Plan:
     # The server's whole environment, if it does what SageMaker does around a container; None if it does not.
     endpoints_environ: Mapping[str, str] | None = None
 
+    # Where systemd waits to be told that the server is ready, "" if nobody does.
+    notify_socket: str = ""
+
+    # What somebody at a terminal reads when the server is ready, "" if nobody does.
+    greeting: str = ""
+
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Where it listens, predictions first."""
         return [(self.config.host, self.config.port), *([self.management] if self.management else [])]
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether nobody but root may look into the server's processes: they have what models must not see."""
+        return self.endpoints_environ is not None or self.config.hardened

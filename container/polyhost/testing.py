@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from polyhost.endpoint.artifacts import Artifact, ArtifactForbidden, Listed
-from polyhost.endpoint.errors import ArtifactMissing
+from polyhost_handlers.script_trial import Fault
+from polyhost_handlers.signature import Signature
+
+from polyhost.artifacts import Artifact, ArtifactForbidden, Listed
 from polyhost.engine.errors import EngineError, ModelNotFound, OutOfMemory
-from polyhost.engine.protocol import Answer, Item, Registration
+from polyhost.engine.protocol import Answer, Item, Registration, WhenDone, report
+from polyhost.service_errors import ArtifactMissing
 
 
 class CountingEngine:
@@ -29,6 +31,8 @@ class CountingEngine:
         self.capacity = capacity
         self.models: dict[str, Registration] = {}
         self.counts: Counter[str] = Counter()
+        # What comes of scripts that are tried, one after the other.
+        self.faults: Iterator[Fault | None] = iter(())
         self.loading = asyncio.Event()
         self.loading.set()
         self.answering = asyncio.Event()
@@ -36,6 +40,7 @@ class CountingEngine:
         self.unloading = asyncio.Event()
         self.unloading.set()
         self._reserved = 0
+        self._calls: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None: ...
 
@@ -43,6 +48,10 @@ class CountingEngine:
 
     async def prepare(self, environ: tuple[tuple[str, str], ...]) -> None:
         self.counts["prepare"] += 1
+
+    async def try_script(self, registration: Registration) -> Fault | None:
+        self.counts["try script"] += 1
+        return next(self.faults, None)
 
     async def forget(self, environ: tuple[tuple[str, str], ...]) -> None:
         self.counts["forget"] += 1
@@ -74,7 +83,13 @@ class CountingEngine:
     async def scale(self, name: str, minimum: int, maximum: int | None, is_synchronous: bool) -> str:
         raise NotImplementedError
 
-    async def invoke(self, name: str, item: Item) -> Answer:
+    def invoke(self, name: str, item: Item, done: WhenDone) -> None:
+        task = asyncio.get_running_loop().create_task(report(self.answer(name, item), done))
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def answer(self, name: str, item: Item) -> Answer:
+        """Raises EngineError."""
         self.counts["invoke"] += 1
         if name not in self.models:
             raise ModelNotFound(f"Model not found: {name}")
@@ -84,9 +99,6 @@ class CountingEngine:
             raise EngineError(f"{name} was unloaded while it was in use")
         return Answer(200, {"content-type": "text/plain"}, self.models[name].url.encode())
 
-    def invoke_soon(self, name: str, item: Item, done: object, failed: object) -> bool:
-        return False
-
     def used_bytes(self) -> int:
         return len(self.models)
 
@@ -95,6 +107,9 @@ class CountingEngine:
 
     def url_of(self, name: str) -> str:
         return self.models[name].url
+
+    async def signature(self, name: str) -> Signature:
+        raise NotImplementedError
 
     async def describe(self, name: str) -> dict[str, object]:
         raise NotImplementedError
@@ -113,10 +128,8 @@ class CountingArtifacts:
         self.unpacked_bytes = 1
         # Since when what a store has must be known, by key, as it was last asked for.
         self.asked_after: dict[str, float] = {}
-        # Keys that listings do not show, and those that may not be read.
-        self.unlisted: set[str] = set()
+        # Keys that may not be read.
         self.forbidden: set[str] = set()
-        self._moments = itertools.count(1)
 
     async def get(self, source: str, key: str, *, asked_after: float = 0.0) -> Artifact:
         self.counts["get"] += 1
@@ -125,12 +138,15 @@ class CountingArtifacts:
         if key not in self.versions:
             raise ArtifactMissing(f"Failed to download model data(bucket: {source}, key: {key}).")
         version = self.versions[key]
-        path = f"{source}{key}@{version}"
-        self.held[path] += 1
+        path = Path(f"{source}{key}@{version}")
+        self.held[str(path)] += 1
         return Artifact(
-            source=source, key=key, version=version, path=Path(path), archive_bytes=1,
+            source=source, key=key, version=version, path=path, archive_bytes=1,
             unpacked_bytes=self.unpacked_bytes, fetch_secs=0.001,
         )  # fmt: skip
+
+    def compiled(self, artifact: Artifact) -> None:
+        """Nothing is kept."""
 
     def release(self, artifact: Artifact) -> None:
         self.held[str(artifact.path)] -= 1
@@ -139,11 +155,12 @@ class CountingArtifacts:
         self.release(artifact)
         self.discarded.append(f"{artifact.key}@{artifact.version}")
 
-    async def list(self, source: str) -> dict[str, Listed]:
+    async def list(self, source: str, after: str = "") -> dict[str, Listed]:
         self.counts["list"] += 1
-        return {key: Listed(version, 1) for key, version in self.versions.items() if key not in self.unlisted}
+        return {key: Listed(version, 1) for key, version in self.versions.items() if key > after}
 
     async def look_up(self, source: str, key: str) -> Listed:
+        self.counts["look_up"] += 1
         if key in self.forbidden:
             raise ArtifactForbidden(key)
         if key not in self.versions:

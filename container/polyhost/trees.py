@@ -6,6 +6,7 @@ However deep a tree is, and whatever its folders' modes, nothing here recurses, 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -18,39 +19,66 @@ logger = logging.getLogger("polyhost")
 _LIFTED = ".polyhost-lifted-"
 
 
-def remove_tree(folder: Path) -> None:
+def remove_tree(folder: Path) -> bool:
     """
-    Remove a folder and all below it, or a file; nothing happens where there is none.
+    Remove a folder and all below it, or a file; returns whether it is gone. Nothing happens where there is none.
 
     What cannot be removed is logged and left: a clean-up must not keep a server from starting, serving or stopping.
     """
+    failures: list[OSError] = []
     try:
-        if not stat.S_ISDIR(folder.lstat().st_mode):
+        if stat.S_ISDIR(folder.lstat().st_mode):
+            _empty(folder, failures)
+            folder.rmdir()
+        else:
             folder.unlink()
-            return
-        _empty(folder)
-        folder.rmdir()
     except FileNotFoundError:
-        return
+        return True
     except OSError as error:
-        logger.warning("%s cannot be removed: %s", folder, error.strerror)
+        logger.warning("%s cannot be removed: %s", folder, (failures or [error])[0].strerror)
+        return False
+    return True
 
 
-def _empty(top: Path) -> None:
+def _empty(top: Path, failures: list[OSError]) -> None:
     """Folder by folder: files are removed, folders lifted to the top until nothing but empty ones is left."""
     numbers = itertools.count()
     folders = [top]
     while folders:
         folder = folders.pop()
-        folder.chmod(0o700)  # whoever made it may have taken its own permissions away
-        with os.scandir(folder) as entries:
-            for entry in list(entries):
-                if not entry.is_dir(follow_symlinks=False):
+        try:
+            folder.chmod(0o700)  # whoever made it may have taken its own permissions away
+            with os.scandir(folder) as found:
+                entries = list(found)
+        except OSError as error:
+            failures.append(error)
+            continue
+        for entry in entries:
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(_lift(entry, top / f"{_LIFTED}{next(numbers)}"))
+                else:
                     os.unlink(entry.path)
-                    continue
-                os.chmod(entry.path, 0o700)  # a folder that may not be written to cannot be moved either
-                lifted = top / f"{_LIFTED}{next(numbers)}"
-                os.rename(entry.path, lifted)
-                folders.append(lifted)
+            except OSError as error:  # the rest goes all the same
+                failures.append(error)
         if folder != top:
-            folder.rmdir()
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _lift(entry: os.DirEntry[str], to: Path) -> Path:
+    os.chmod(entry.path, 0o700)  # a folder that may not be written to cannot be moved either
+    os.rename(entry.path, to)
+    return to
+
+
+def tree_bytes(folder: Path) -> int:
+    """What a folder and all below it take of the disk, as far as it can be read."""
+    total, folders = 0, [str(folder)]
+    while folders:
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+    return total

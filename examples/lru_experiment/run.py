@@ -1,5 +1,5 @@
 """
-AWS's experiment with multi-model endpoints, at home: 200 models, memory for about 120 of them.
+AWS's experiment with multi-model endpoints, at home: 200 models, memory for about 140 of them.
 
 Calls the first 100 models, the same 100 again, then all 200, twice; watches LoadedModelCount, MemoryUtilization and
 ModelCacheHit meanwhile; draws them and prints a table. About 35 seconds.
@@ -78,7 +78,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=200, help="copies of the archive (default: %(default)s)")
     parser.add_argument("--archive", type=Path, default=HOUSTON, help="default: the sample model of Houston")
-    parser.add_argument("--memory-budget", default="8.4MiB", help="for models (default: %(default)s)")
+    parser.add_argument("--memory-budget", default="2MiB", help="for models (default: %(default)s)")
     parser.add_argument("--calls-per-sec", type=float, default=20, help="at most (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8099, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("experiment.png"), help="picture (default: %(default)s)")

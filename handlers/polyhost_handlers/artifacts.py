@@ -19,18 +19,17 @@ from pathlib import Path
 from polyhost_handlers.compression import beginning_of
 from polyhost_handlers.errors import LoadFailed
 from polyhost_handlers.foreign import GIT_LFS, GIT_LFS_POINTER, PACK_IT, file_kind, foreign_model
+from polyhost_handlers.network_files import is_keras, saved_models_in, torch_format
 
 _HEAD_BYTES = 4096
 _TAIL_BYTES = 64 * 1024
 _POINTER_BYTES = 1024  # what Git LFS grants a pointer
 _MODEL_NAME = re.compile(
-    r"xgboost-model$|model_algo-1|.*\.(joblib|pkl|pickle)(\.\w+)?$|.*\.(onnx|params)$|.*-symbol\.json$"
+    r"xgboost-model$|model_algo-1|.*\.(joblib|pkl|pickle)(\.\w+)?$|.*\.(onnx|params|pt|pth|pt2|keras|h5)$|.*-symbol\.json$"
 )
 EMPTY = "empty"
 
 LINEAR_LEARNER_ARCHIVE = "model_algo-1"
-# Names the Python environment of handlers and scripts that are not ours.
-HANDLER_ENVIRONMENT = "POLYHOST_HANDLER_ENVIRONMENT"
 KNN_INDEX, KNN_LABELS, KNN_METADATA = "model_algo-1", "model_algo-1.labels", "model_algo-1.json"
 # A pickle, as it is or compressed.
 _PICKLE_NAME = re.compile(r"\.(joblib|pkl|pickle)(\.(gz|gzip|z|zlib|bz2|xz|lzma|lz4))?$")
@@ -42,6 +41,8 @@ _OLD_BOOSTER = re.compile(
     rb"(binf)?.{136}[\x08-\x40]\0{7}(reg|binary|multi|rank|count|survival):[a-z]+[\x04-\x08]\0{7}(gbtree|gblinear|dart)",
     re.DOTALL,
 )
+# LightGBM's text, or what it dumps as JSON.
+_LIGHTGBM = re.compile(rb'tree\nversion=|\s*\{\s*"name"\s*:\s*"tree"\s*,\s*"version"\s*:\s*"v\d')
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,12 @@ class Kind:
     module: str
     looked_for: str
     is_found_in: Callable[[Path, Mapping[str, str]], bool]
-    # The Python environment its workers need, "" for the server's own.
-    environment: str = ""
+    # The distribution that its workers need besides what the server's own environment always has.
+    package: str = ""
+    # Whether its files are pickles that are really unpickled, which runs what they say, or as dangerous.
+    is_pickle: bool = False
+    # Whether the archive brings Python code to run.
+    has_code: bool = False
 
     @property
     def handler_spec(self) -> str:
@@ -115,20 +120,6 @@ def kind_named(name: str) -> Kind | None:
     return next((kind for kind in KINDS if name in (kind.name, kind.module)), None)
 
 
-def environment_of(kind: Kind | None, environ: Mapping[str, str]) -> str:
-    """
-    The Python environment that a model's workers need, "" for the server's own; `kind` is None for a handler of others.
-
-    Our handlers of data know theirs. Code may have one chosen for it. Raises LoadFailed for what is no name.
-    """
-    if kind is not None and kind.name != "script":
-        return kind.environment
-    name = environ.get(HANDLER_ENVIRONMENT, "")
-    if name and not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
-        raise LoadFailed(f"Unable to load model: {HANDLER_ENVIRONMENT} is {name[:80]}: write a name such as mxnet.")
-    return name
-
-
 def files_of(model_dir: Path) -> list[Path]:
     """The archive's own files at its top, hidden ones left out, sorted by name."""
     with os.scandir(model_dir) as entries:
@@ -171,11 +162,24 @@ def script_of(model_dir: Path, environ: Mapping[str, str]) -> Path | None:
         folders.append(submit_directory)
     if not (model_dir / "code").is_dir():
         folders.append(model_dir)
-    for folder in folders:
-        script = folder / program
-        if script.is_file() and script.resolve().is_relative_to(folder.resolve()):
-            return script
-    return None
+    return next((script for folder in folders if (script := _script_in(folder, program))), None)
+
+
+def _script_in(folder: Path, program: str) -> Path | None:
+    script = folder / program
+    return script if script.is_file() and script.resolve().is_relative_to(folder.resolve()) else None
+
+
+def container_script(environ: Mapping[str, str]) -> Path | None:
+    """The script in the container's own code, where that is on this machine; None if there is none."""
+    folder = _submit_directory_of(environ)
+    return None if folder is None else _script_in(folder, _program_of(environ))
+
+
+def missing_script(environ: Mapping[str, str]) -> str:
+    """The script that SAGEMAKER_PROGRAM names, where the container's code is on this machine and lacks it; else ""."""
+    is_named = _submit_directory_of(environ) is not None and environ.get("SAGEMAKER_PROGRAM")
+    return _program_of(environ) if is_named and container_script(environ) is None else ""
 
 
 def _refuse_without_script(environ: Mapping[str, str]) -> None:
@@ -249,6 +253,12 @@ def pickled_module(head: bytes) -> str:
     return ""
 
 
+def first_module(path: Path) -> str:
+    """The module of the first class that a file pickles, "" for what is no pickle, or does not tell."""
+    head = beginning_of(_head(path), _HEAD_BYTES)
+    return pickled_module(head) if is_pickle(head) else ""
+
+
 def checkpoints_in(model_dir: Path) -> list[tuple[Path, Path]]:
     """MXNet Module checkpoints: the pairs of `PREFIX-symbol.json` and its latest `PREFIX-NNNN.params`."""
     pairs = []
@@ -278,6 +288,28 @@ def _is_estimator(path: Path) -> bool:
 
 def networks_in(model_dir: Path) -> list[Path]:
     return [path for path in files_of(model_dir) if path.suffix == ".onnx"]
+
+
+def lightgbm_models_in(model_dir: Path) -> list[Path]:
+    """By their first bytes, text or JSON, whatever they are called."""
+    return [path for path in files_of(model_dir) if _LIGHTGBM.match(_head(path))]
+
+
+def catboost_models_in(model_dir: Path) -> list[Path]:
+    return [path for path in files_of(model_dir) if path.suffix == ".cbm" or _head(path).startswith(b"CBM1")]
+
+
+def skops_models_in(model_dir: Path) -> list[Path]:
+    return [path for path in files_of(model_dir) if path.suffix == ".skops"]
+
+
+def torch_programs_in(model_dir: Path) -> list[Path]:
+    """TorchScript, or what torch.export saved, whatever the file is called."""
+    return [path for path in files_of(model_dir) if torch_format(path)]
+
+
+def keras_models_in(model_dir: Path) -> list[Path]:
+    return [path for path in files_of(model_dir) if is_keras(path)]
 
 
 def _is_linear_learner(model_dir: Path) -> bool:
@@ -321,6 +353,7 @@ KINDS: Sequence[Kind] = (
         "polyhost_handlers.script_handler",
         "code/inference.py, or inference.py where there is no folder code",
         lambda folder, environ: script_of(folder, environ) is not None,
+        has_code=True,
     ),
     Kind(
         "knn",
@@ -339,7 +372,7 @@ KINDS: Sequence[Kind] = (
         "polyhost_handlers.mxnet_handler",
         "*-symbol.json with *-0000.params",
         lambda folder, _: bool(checkpoints_in(folder)),
-        environment="mxnet",
+        package="mxnet",
     ),
     Kind("onnx", "polyhost_handlers.onnx_handler", "*.onnx", lambda folder, _: bool(networks_in(folder))),
     Kind(
@@ -353,5 +386,53 @@ KINDS: Sequence[Kind] = (
         "polyhost_handlers.sklearn_handler",
         "model.joblib, *.pkl",
         lambda folder, _: bool(estimators_in(folder)),
+        is_pickle=True,
+    ),
+    # Below are the handlers whose libraries the server's own environment need not have.
+    Kind(
+        "skops",
+        "polyhost_handlers.skops_handler",
+        "*.skops",
+        lambda folder, _: bool(skops_models_in(folder)),
+        package="skops",
+        is_pickle=True,  # nothing in it is run, but scikit-learn believes the nodes of its trees
+    ),
+    Kind(
+        "lightgbm",
+        "polyhost_handlers.lightgbm_handler",
+        "a file that is a LightGBM model, text or JSON",
+        lambda folder, _: bool(lightgbm_models_in(folder)),
+        package="lightgbm",
+    ),
+    Kind(
+        "catboost",
+        "polyhost_handlers.catboost_handler",
+        "*.cbm, or any file that is a CatBoost model",
+        lambda folder, _: bool(catboost_models_in(folder)),
+        package="catboost",
+    ),
+    Kind(
+        "mlflow",
+        "polyhost_handlers.mlflow_handler",
+        "MLmodel",
+        lambda folder, _: (folder / "MLmodel").is_file(),
+        package="mlflow",
+        has_code=True,
+    ),
+    Kind(
+        "pytorch",
+        "polyhost_handlers.pytorch_handler",
+        "a file that TorchScript or torch.export saved",
+        lambda folder, _: bool(torch_programs_in(folder)),
+        package="torch",
+        is_pickle=True,  # a program, of which a file of torch.export is read by eval in part
+    ),
+    Kind(
+        "tensorflow",
+        "polyhost_handlers.tensorflow_handler",
+        "saved_model.pb; *.keras, *.h5",
+        lambda folder, _: bool(keras_models_in(folder) or saved_models_in(folder)),
+        package="tensorflow",
+        is_pickle=True,  # a program, whose operators read and write files
     ),
 )

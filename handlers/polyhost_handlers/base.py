@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from polyhost_handlers.artifacts import folder_bytes
+from polyhost_handlers.compiled.rows import PlainRows, Way
 from polyhost_handlers.errors import (
     BadInput,
     HandlerError,
@@ -29,10 +30,13 @@ from polyhost_handlers.errors import (
     memory_errors_translated,
     sentence_of,
 )
+from polyhost_handlers.signature import Signature
 
 logger = logging.getLogger("polyhost.handlers")
 
 JSON = "application/json"
+# Of the function that MMS calls: what tells the model's signature.
+SIGNATURE = "signature"
 _LAST_WORDS_SECS = 0.05
 
 
@@ -96,6 +100,23 @@ class Handler(ABC):
         Raises `LoadFailed` with one sentence, or `MemoryError`, after which the server answers 507.
         """
 
+    @classmethod
+    def of_compiled(cls, address: int, count_bytes: int, source: ModelSource) -> Handler:
+        """The model whose `plain_rows` lie at this address, trees and names, for as long as the process lives."""
+        raise NotImplementedError(f"{cls.kind} has no compiled models")
+
+    def plain_rows(self) -> PlainRows | None:
+        """What answers one row of CSV exactly as `predict` does, without this object; None where nothing can."""
+        return None
+
+    def way(self) -> Way:
+        """What `predict` asks."""
+        return Way(is_compiled=False, why_not=f"models of {self.kind} are not compiled")
+
+    def signature(self) -> Signature:
+        """What `predict` takes and answers, as far as the artifact tells."""
+        return Signature()
+
     @abstractmethod
     def predict(self, request: Request) -> Response:
         """Answer `request`. Raises `HandlerError` with the status to answer, or `MemoryError`."""
@@ -118,6 +139,7 @@ def entry_point(handler: type[Handler]) -> Callable[[Any, Any], list[Any] | None
             return None
         return [_answer(model, item, context, index) for index, item in enumerate(data)]
 
+    handle.__dict__[SIGNATURE] = lambda: Signature() if model is None else model.signature()
     return handle
 
 

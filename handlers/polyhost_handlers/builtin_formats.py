@@ -10,8 +10,8 @@ import numpy as np
 
 from polyhost_handlers import codecs
 from polyhost_handlers.base import Request, Response
-from polyhost_handlers.codecs import CSV, JSON, JSONLINES, RECORDIO
 from polyhost_handlers.errors import BadInput, Unparseable
+from polyhost_handlers.media_types import CSV, JSON, JSONLINES, RECORDIO, decoder_for, header_of
 from polyhost_handlers.recordio import decode_recordio, encode_recordio
 
 INPUTS = (CSV, JSON, JSONLINES, RECORDIO)
@@ -25,11 +25,11 @@ def decode_features(request: Request, features: int) -> Any:
 
     `text/csv; label_size=1` says that each row begins with so many labels, which are left out.
     """
-    content_type = codecs.decoder_for(request.content_type, INPUTS)
+    content_type = decoder_for(request.content_type, INPUTS)
     if content_type == RECORDIO:
         rows = decode_recordio(request.body, features)
     else:
-        rows = codecs.decode_matrix(request.body, content_type, header=codecs.header_of(request.content_type))
+        rows = codecs.decode_matrix(request.body, content_type, header=header_of(request.content_type))
     if content_type == CSV:
         rows = rows[:, _label_size(request.content_type) :]
     if rows.shape[1] != features:

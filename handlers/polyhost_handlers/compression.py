@@ -1,7 +1,8 @@
 """
-Files that joblib, or their owner, compressed: zlib, gzip, bz2, xz and lzma, told by their first bytes.
+Files that joblib, or their owner, compressed: zlib, gzip, bz2, xz, lzma and LZ4, told by their first bytes.
 
-A suffix says little: joblib writes `model.joblib` compressed too.
+A suffix says little: joblib writes `model.joblib` compressed too. LZ4 needs the package lz4, which is not installed
+by default: joblib needs it too.
 """
 
 from __future__ import annotations
@@ -18,18 +19,15 @@ _ALWAYS_ALLOWED_BYTES = 16 * 1024**2
 _MAX_LZMA_BYTES = 128 * 1024**2
 
 
-def is_compressed(head: bytes) -> bool:
-    return _decompressor(head) is not None
+_LZ4_FRAME = b"\x04\x22\x4d\x18"
 
 
 def beginning_of(data: bytes, count: int) -> bytes:
     """At most `count` bytes of what was compressed; `data` may be cut off, and is taken as it is if not compressed."""
-    decompressor = _decompressor(data)
-    if decompressor is None:
-        return data[:count]
     try:
-        return bytes(decompressor.decompress(data, count))
-    except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError):
+        decompressor = _decompressor(data)
+        return data[:count] if decompressor is None else bytes(decompressor.decompress(data, count))
+    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, lzma.LZMAError):
         return b""
 
 
@@ -58,7 +56,21 @@ def _decompressor(head: bytes) -> Any:
         return bz2.BZ2Decompressor()
     if head.startswith((b"\xfd7zXZ", b"\x5d\0\0")):
         return lzma.LZMADecompressor(memlimit=_MAX_LZMA_BYTES)
+    if head.startswith(_LZ4_FRAME):
+        return _lz4_decompressor()
     return None
+
+
+def _lz4_decompressor() -> Any:
+    """Raises ValueError where the package is not installed."""
+    try:
+        from lz4.frame import LZ4FrameDecompressor
+    except ImportError as error:
+        raise ValueError(
+            "it is compressed by LZ4, which needs the Python package lz4. "
+            "Run pip install lz4 in the environment of the server, or dump the model with another compression"
+        ) from error
+    return LZ4FrameDecompressor()
 
 
 def _is_zlib(head: bytes) -> bool:

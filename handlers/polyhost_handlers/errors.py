@@ -1,5 +1,5 @@
 """
-Every error that a handler answers with, and its HTTP status.
+Every error that a handler answers with, and its HTTP status. docs/troubleshooting.md has `advice`.
 
 * HandlerError             500  the base; its text is one sentence that says what to change
   x NoContent              204  nothing was sent, so there is nothing to answer (as AWS's XGBoost does)
@@ -33,6 +33,7 @@ class HandlerError(Exception):
 
 class NoContent(HandlerError):
     status = 204
+    advice = "Nothing was sent, so there is nothing to answer. Send a body."
 
 
 class BadInput(HandlerError):
@@ -47,6 +48,7 @@ class Unparseable(BadInput):
 class UnsupportedMediaType(HandlerError):
     status = 415
     type = "UnsupportedMediaTypeException"
+    advice = "The handler does not know this Content-Type or Accept. The text lists those that it knows."
 
 
 class LoadFailed(HandlerError):
@@ -125,6 +127,8 @@ def load_errors_named(what: str, artifact_bytes: int) -> Iterator[None]:
 
 # Pickles name a class by its module, and the one of a program that was run is __main__.
 _NOT_IN_MODULE = re.compile(r"Can't get attribute '([^']+)' on (<module .*>)$")
+# After these comes the place, Python's or a TorchScript program's, and then what went wrong.
+_TRACES = ("Traceback (most recent call last)", "The following operation failed in the TorchScript interpreter")
 _PLACE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 
 
@@ -142,4 +146,4 @@ def sentence_of(error: BaseException) -> str:
     lines = [line for line in lines if line.startswith("MXNetError: ")] or lines
     if not lines:
         return type(error).__name__
-    return _PLACE.sub("", lines[-1] if lines[0].startswith("Traceback (most recent call last)") else lines[0])
+    return _PLACE.sub("", lines[-1] if lines[0].startswith(_TRACES) else lines[0])

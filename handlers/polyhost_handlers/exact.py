@@ -42,16 +42,20 @@ def _number_in(field: str) -> float:
     text = field.strip()
     if not text:
         return math.nan
+    if not is_plain(text):
+        raise Misfit("is not a number")
     try:
-        # Python takes 1_000 for a thousand.
-        found = math.nan if "_" in text else float(text)
+        found = float(text)
     except ValueError:
         raise Misfit("is not a number") from None
-    if "_" in text:
-        raise Misfit("is not a number")
     if math.isinf(found) and any(character.isdigit() for character in text):
         raise Misfit("does not fit into float64")
     return found
+
+
+def is_plain(text: str) -> bool:
+    """Whether Python reads no number in a text that is one in Python alone: 1_000, and the digits of other scripts."""
+    return text.isascii() and "_" not in text
 
 
 def whole(value: Any, dtype: np.dtype[Any]) -> int:
@@ -103,8 +107,6 @@ def text(value: Any) -> str:
     """
     if isinstance(value, str):
         return value
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
     if isinstance(value, int) and not isinstance(value, bool):
         try:
             return str(value)
@@ -150,8 +152,6 @@ def array_of(values: Any, dtype: np.dtype[Any], unit: str = "Row", first: int = 
             with np.errstate(over="ignore"):
                 return array.astype(dtype)
         raise _misfit_at(array[position].item(), wanted, dtype, place(unit, position, first))
-    if array.dtype.kind == "S":
-        array = np.char.decode(array, "utf-8", "replace")
     result = np.empty(array.shape, dtype=dtype)
     for position, value in zip(np.ndindex(array.shape), array.ravel().tolist(), strict=True):
         try:

@@ -181,7 +181,7 @@ def _check_ids(ids: Array, count: int) -> None:
 
 
 def _nearest(vectors: Array, ids: Array, row: Array, k: int, is_similarity: bool) -> tuple[Array, Array]:
-    """Of some vectors the k nearest, from the nearest on; of equal ones the smallest ids, as faiss does."""
+    """The k nearest vectors, the nearest first. Among equal ones the smallest ids win, as with faiss."""
     wide = vectors.astype(np.float64)
     if is_similarity:
         distances = wide @ row.astype(np.float64)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from polyhost_handlers.ndarray_file import LIST_MAGIC
-
 HEAD_BYTES = 4096
+# How MXNet's `.params` begin.
+NDARRAY_LIST_MAGIC = 0x112
 # A model of many files (TensorFlow's assets, MLflow's environment) shows what it is in far fewer.
 _MAX_NAMES = 2000
 _MAX_HEADS = 50
@@ -26,6 +26,10 @@ GIT_LFS = b"version https://git-lfs.github.com/spec/"
 GIT_LFS_POINTER = "a pointer of Git LFS"
 PACK_IT = "pack it first: tar -czf model.tar.gz FILE"
 _PACK_WITH_SCRIPT = "pack it with a code/inference.py whose model_fn loads it: tar -czf model.tar.gz FILE code"
+_IN_ENVIRONMENT = (
+    "put code/inference.py with a model_fn that loads it into the archive, with POLYHOST_ENVIRONMENT = '{0}' in it, "
+    "and run polyhost env build {0} where the server runs"
+)
 _SCRIPT = "put code/inference.py with a model_fn that loads it into the archive, and install {} where the server runs"
 
 
@@ -110,7 +114,7 @@ def _is_torch(head: bytes) -> bool:
 
 
 def _is_ndarrays(head: bytes) -> bool:
-    return head.startswith(LIST_MAGIC.to_bytes(8, "little"))
+    return head.startswith(NDARRAY_LIST_MAGIC.to_bytes(8, "little"))
 
 
 def _is_keras(head: bytes) -> bool:
@@ -154,12 +158,12 @@ _REPACK = "pack the model as tar.gz"
 _LOOK = "look at what the download or upload answered"
 # Files that people put where an archive belongs, the more special first.
 _FILES: Mapping[str, tuple[Callable[[bytes], bool], str]] = {
-    "a CatBoost model": (_is_catboost, _PACK_WITH_SCRIPT),
-    "a LightGBM model": (_is_lightgbm, _PACK_WITH_SCRIPT),
+    "a CatBoost model": (_is_catboost, PACK_IT),
+    "a LightGBM model": (_is_lightgbm, PACK_IT),
     "a PMML document": (_is_pmml, _PACK_WITH_SCRIPT),
-    "a PyTorch file": (_is_torch, _PACK_WITH_SCRIPT),
+    "a PyTorch file": (_is_torch, f"{PACK_IT}, with a code/inference.py beside it if it holds weights alone"),
     "a list of MXNet arrays": (_is_ndarrays, _PACK_WITH_SCRIPT),
-    "an HDF5 file, as Keras saves models": (_is_keras, _PACK_WITH_SCRIPT),
+    "an HDF5 file, as Keras saves models": (_is_keras, PACK_IT),
     "a TensorFlow Lite model": (_is_tflite, _PACK_WITH_SCRIPT),
     "a file of safetensors": (_is_safetensors, _PACK_WITH_SCRIPT),
     "a fastText model": (_is_fasttext, _PACK_WITH_SCRIPT),
@@ -170,7 +174,7 @@ _FILES: Mapping[str, tuple[Callable[[bytes], bool], str]] = {
         "run git lfs pull, which fetches the file that it stands for, and put that there",
     ),
     "an HTML page": (_is_html, _LOOK),
-    "an XML document": (lambda head: head.startswith((b"<?xml", b"\xef\xbb\xbf<?xml")), _LOOK),
+    "an XML document": (_is_xml, _LOOK),
     "a JSON document": (_is_json, _LOOK),
     "a Parquet file": (lambda head: head.startswith(b"PAR1"), _PACK_WITH_SCRIPT),
     "a 7z archive": (lambda head: head.startswith(b"7z\xbc\xaf\x27\x1c"), _REPACK),
@@ -181,38 +185,25 @@ _FILES: Mapping[str, tuple[Callable[[bytes], bool], str]] = {
 
 _FOREIGN = (
     Foreign(
-        "an MLflow folder",
-        "pack its model file alone, at the top of the archive (model.pkl of scikit-learn, model.xgb of XGBoost, "
-        f"model.onnx), or {_SCRIPT.format('mlflow')}",
+        "an MLflow folder below its top",
+        "pack what is in that folder, so that MLmodel is at the top of the archive",
         _named("MLmodel"),
     ),
     Foreign(
-        "a TensorFlow SavedModel",
-        "convert it to ONNX with tf2onnx and pack the model.onnx, or " + _SCRIPT.format("tensorflow"),
-        _named(r"saved_model\.pb(txt)?"),
+        "a Keras model in parts, or its weights alone",
+        "save it whole, by model.save('model.keras'), and pack that file",
+        _named(r".*weights\.(h5|hdf5)"),
     ),
-    Foreign(
-        "a Keras model",
-        "convert it to ONNX with tf2onnx and pack the model.onnx, or " + _SCRIPT.format("keras"),
-        _either(_named(r".*\.(keras|h5|hdf5)|model\.weights\.h5"), _begins(_is_keras)),
-    ),
+    Foreign("an HDF5 file", "call it model.h5 if it is a model that Keras saved", _begins(_is_keras)),
     Foreign(
         "a TensorFlow Lite model", _SCRIPT.format("ai-edge-litert"), _either(_named(r".*\.tflite"), _begins(_is_tflite))
     ),
-    Foreign(
-        "a CatBoost model",
-        'save it with save_model("model.onnx", format="onnx") and pack that, or ' + _SCRIPT.format("catboost"),
-        _either(_named(r".*\.cbm"), _begins(_is_catboost)),
-    ),
-    Foreign(
-        "a LightGBM model in its text format",
-        "pack the scikit-learn wrapper by joblib.dump instead, or " + _SCRIPT.format("lightgbm"),
-        _begins(_is_lightgbm),
-    ),
+    Foreign("a CatBoost model below its top", "put the model's file at the top of the archive", _named(r".*\.cbm")),
     Foreign("a PMML document", _SCRIPT.format("pypmml"), _either(_named(r".*\.pmml(\.xml)?"), _begins(_is_pmml))),
     Foreign(
-        "a PyTorch model",
-        "export it with torch.onnx.export and pack the model.onnx, or " + _SCRIPT.format("torch"),
+        "a PyTorch model without its program",
+        "save it by torch.jit.script(model).save('model.pt') or by torch.export.save, or export it with "
+        "torch.onnx.export; or " + _IN_ENVIRONMENT.format("pytorch"),
         _either(_named(r".*\.(pth|pt|ckpt)|pytorch_model.*\.bin|data\.pkl"), _begins(_is_torch)),
     ),
     Foreign(
@@ -231,7 +222,7 @@ _FOREIGN = (
     Foreign("an R object", "serve it from a container of your own", _named(r".*\.(rds|rda|rdata)")),
     Foreign(
         "model_algo-1, a list of MXNet arrays, which SageMaker's k-means, PCA and LDA make",
-        _SCRIPT.format("mxnet") + "; mxnet.nd.load reads it",
+        _IN_ENVIRONMENT.format("mxnet-1.9") + "; mxnet.nd.load reads it",
         _algorithm(_is_ndarrays),
     ),
     Foreign(

@@ -173,6 +173,7 @@ def _table_of_columns(document: Mapping[str, Any]) -> Table:
 class Tensor:
     name: str
     array: np.ndarray[Any, Any]  # of numbers, or of objects as they were sent
+    datatype: str = ""
 
 
 def tensors_of(document: Any) -> list[Tensor] | None:
@@ -184,7 +185,11 @@ def tensors_of(document: Any) -> list[Tensor] | None:
             return None
         if "shape" not in item and "datatype" not in item:
             return None
-    return [Tensor(str(item["name"]), _shaped(str(item["name"]), item["data"], item.get("shape"))) for item in document]
+    return [_tensor_of(str(item["name"]), item) for item in document]
+
+
+def _tensor_of(name: str, item: Mapping[str, Any]) -> Tensor:
+    return Tensor(name, _shaped(name, item["data"], item.get("shape")), str(item.get("datatype")))
 
 
 def _shaped(name: str, data: Any, shape: Any) -> np.ndarray[Any, Any]:
@@ -212,8 +217,23 @@ def _table_of_tensors(tensors: Sequence[Tensor], known: frozenset[str]) -> Table
     if any(column.ndim != 1 or len(column) != len(columns[0]) for column in columns):
         shapes = ", ".join(f"{tensor.name[:60]} {list(tensor.array.shape)}" for tensor in tensors[:MAX_NAMES_SHOWN])
         raise BadInput(f"Several tensors are a column each, of shape [rows] or [rows, 1]; sent were {shapes}.")
+    names = tuple(tensor.name for tensor in tensors)
+    matrix = _matrix_of(columns)
+    if matrix is not None:
+        return Table(matrix, names)
     rows = [list(row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-    return Table(rows, tuple(tensor.name for tensor in tensors))
+    return Table(rows, names)
+
+
+def _matrix_of(columns: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any] | None:
+    """Columns of one kind of number, whole or not, as one array; None for others, which stay what they are."""
+    kinds = {kind for column in columns for kind in set(map(type, column))}
+    if kinds not in ({int}, {float}):
+        return None
+    try:
+        return np.stack(columns, axis=1).astype(np.int64 if kinds == {int} else float)
+    except OverflowError:
+        return None
 
 
 def table_of_lines(documents: Sequence[Any], names: Collection[str] = ()) -> Table:
@@ -246,7 +266,9 @@ def _joined(tables: Sequence[Table]) -> Table:
         raise BadInput("The rows differ in the names of their columns: send the same names with each.")
     if names is not None:
         tables = [arranged(table, Schema(names=names)) for table in tables]
-    return Table([row for table in tables for row in table.rows], names, has_order=all(one.has_order for one in tables))
+    return Table(
+        [row for table in tables for row in table.lists], names, has_order=all(one.has_order for one in tables)
+    )
 
 
 def _values_row(document: Mapping[str, Any]) -> Table:

@@ -24,9 +24,9 @@ from polyhost_handlers.builtin_formats import (
     encode_predictions,
     parameter,
 )
-from polyhost_handlers.codecs import JSON
 from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed, load_errors_named
 from polyhost_handlers.faiss_index import BrokenIndex, Index, read_index
+from polyhost_handlers.media_types import JSON, choose_accept
 
 CLASSIFIER, REGRESSOR = "classifier", "regressor"
 _MAX_K = 1024**2
@@ -63,7 +63,7 @@ class KnnHandler(Handler):
 
     def predict(self, request: Request) -> Response:
         codecs.require_body(request.body)
-        accept = codecs.choose_accept(request.accept, OUTPUTS, self._default_accept)
+        accept = choose_accept(request.accept, OUTPUTS, self._default_accept)
         is_verbose = parameter(request.accept or self._default_accept, "verbose").lower() == "true"
         rows = decode_features(request, self._index.features)
         rows = self._prepared(rows if isinstance(rows, np.ndarray) else rows.toarray())

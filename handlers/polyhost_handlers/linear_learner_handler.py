@@ -21,9 +21,9 @@ from polyhost_handlers import codecs
 from polyhost_handlers.artifacts import LINEAR_LEARNER_ARCHIVE, files_of
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
 from polyhost_handlers.builtin_formats import OUTPUTS, Prediction, decode_features, encode_predictions
-from polyhost_handlers.codecs import JSON
 from polyhost_handlers.errors import LoadFailed, load_errors_named
 from polyhost_handlers.linear_symbol import IDENTITY, MARGIN, SIGMOID, SOFTMAX, Linear, UnknownLayout, read_linear
+from polyhost_handlers.media_types import JSON, choose_accept
 from polyhost_handlers.ndarray_file import BrokenParams, read_params
 
 # Ten million features in float32 are 40 MB; what unpacks to more than this is a zip bomb.
@@ -65,7 +65,7 @@ class LinearLearnerHandler(Handler):
 
     def predict(self, request: Request) -> Response:
         codecs.require_body(request.body)
-        accept = codecs.choose_accept(request.accept, OUTPUTS, self._default_accept)
+        accept = choose_accept(request.accept, OUTPUTS, self._default_accept)
         rows = decode_features(request, self._linear.weight.shape[0])
         with np.errstate(over="ignore", invalid="ignore"):
             outputs = np.asarray(rows @ self._linear.weight) + self._linear.bias

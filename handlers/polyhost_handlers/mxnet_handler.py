@@ -22,8 +22,8 @@ import numpy as np
 from polyhost_handlers import codecs
 from polyhost_handlers.artifacts import checkpoints_in, files_of
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
-from polyhost_handlers.codecs import CSV, JSON, NPY
 from polyhost_handlers.errors import BadInput, LoadFailed, Unparseable, load_errors_named
+from polyhost_handlers.media_types import CSV, JSON, NPY, choose_accept, decoder_for
 
 _IMAGE_TYPES = ("application/x-image", "image/jpeg", "image/png", "image/bmp", "image/gif", "image/webp")
 _INPUTS = ("application/x-image", *_IMAGE_TYPES[1:], JSON, NPY, CSV)
@@ -63,7 +63,7 @@ class MXNetHandler(Handler):
 
     def predict(self, request: Request) -> Response:
         codecs.require_body(request.body)
-        codecs.choose_accept(request.accept, (JSON,), JSON)
+        choose_accept(request.accept, (JSON,), JSON)
         output = self._forward(self._decode(request))
         if not self._synset:
             return Response(codecs.encode_json(output.tolist()))
@@ -71,11 +71,11 @@ class MXNetHandler(Handler):
 
     def _decode(self, request: Request) -> np.ndarray[Any, Any]:
         """The batch of one that the network takes."""
-        content_type = codecs.decoder_for(request.content_type, _INPUTS, default=_IMAGE_TYPES[0])
+        content_type = decoder_for(request.content_type, _INPUTS, default=_IMAGE_TYPES[0])
         if content_type in _IMAGE_TYPES:
             return _decode_image(request.body, self._shape)
         if content_type == NPY:
-            array = codecs.decode_array_npy(request.body)
+            array = codecs.decode_npy(request.body)
         elif content_type == CSV:
             array = codecs.decode_csv(request.body)
         else:
@@ -112,7 +112,7 @@ def _mxnet() -> Any:
         except ImportError as error:
             raise LoadFailed(
                 f"Unable to load model: mxnet cannot be imported here ({error}). It needs Python 3.11 at most and "
-                "numpy 1.23: make its environment with scripts/install-mxnet, or use the image with mxnet.",
+                "numpy 1.23: make its environment with polyhost env build mxnet-1.9, or use the image with mxnet.",
             ) from error
     return mxnet
 

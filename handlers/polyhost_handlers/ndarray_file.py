@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-LIST_MAGIC = 0x112
+from polyhost_handlers.foreign import NDARRAY_LIST_MAGIC
+
 _V1_MAGIC = 0xF993FAC8
 _V2_MAGIC = 0xF993FAC9
 _V3_MAGIC = 0xF993FACA
@@ -31,7 +32,7 @@ class BrokenParams(ValueError):
 def read_params(data: bytes) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays by name, e.g. `arg:fc0_weight`. Raises BrokenParams."""
     reader = _Reader(data)
-    if reader.take("<Q") != LIST_MAGIC:
+    if reader.take("<Q") != NDARRAY_LIST_MAGIC:
         raise BrokenParams("it does not begin as an NDArray list")
     reader.take("<Q")  # reserved
     arrays = [_read_array(reader) for _ in range(reader.take_count())]
@@ -46,7 +47,7 @@ def write_params(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None
     numbers = {np.dtype(name): number for number, name in _DTYPES.items()}
     magic = _V2_MAGIC if all(array.size and array.ndim for array in arrays.values()) else _V3_MAGIC
     with path.open("wb") as file:
-        file.write(struct.pack("<QQQ", LIST_MAGIC, 0, len(arrays)))
+        file.write(struct.pack("<QQQ", NDARRAY_LIST_MAGIC, 0, len(arrays)))
         for array in arrays.values():
             file.write(struct.pack("<IiI", magic, _DENSE, array.ndim))
             file.write(struct.pack(f"<{array.ndim}q", *array.shape))

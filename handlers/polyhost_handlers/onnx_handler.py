@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ import numpy as np
 from polyhost_handlers import codecs, exact, json_forms, tables
 from polyhost_handlers.artifacts import networks_in
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
-from polyhost_handlers.codecs import CSV, JSON, JSONLINES, NPY, NPZ
 from polyhost_handlers.errors import (
     BadInput,
     HandlerError,
@@ -22,9 +22,22 @@ from polyhost_handlers.errors import (
     is_out_of_memory,
     load_errors_named,
 )
+from polyhost_handlers.media_types import (
+    CSV,
+    JSON,
+    JSONLINES,
+    NPY,
+    NPZ,
+    choose_accept,
+    decoder_for,
+    header_of,
+    media_type,
+)
 from polyhost_handlers.onnx_files import names_files_elsewhere
 from polyhost_handlers.onnx_locale import english_locale, missing_locale
+from polyhost_handlers.signature import OUTPUTS_BY_NAME, Signature, TensorSpec, in_json
 from polyhost_handlers.tables import Kind, Number, Schema, Table, Text, Truth
+from polyhost_handlers.tensors import shaped
 
 _INPUTS = (CSV, JSON, JSONLINES, NPY, NPZ)
 _OUTPUTS = (JSON, CSV, NPY)
@@ -37,6 +50,14 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(bool)": np.dtype(bool),
     "tensor(string)": np.dtype(object),
 }
+# The Open Inference Protocol's datatypes, of what is sent.
+_DATATYPES = {
+    "tensor(float)": "FP32", "tensor(double)": "FP64", "tensor(float16)": "FP16", "tensor(bool)": "BOOL",
+    "tensor(string)": "BYTES",
+    **{f"tensor({sign}int{bits})": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+# What skl2onnx makes of a classifier's probabilities.
+_OF_PROBABILITIES = re.compile(r"seq\(map\((int64|string),tensor\(float\)\)\)")
 _FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
 
 
@@ -70,6 +91,12 @@ class Input:
         return Text() if self.type == "tensor(string)" else Number()
 
     @property
+    def spec(self) -> TensorSpec | None:
+        """None for what is no tensor that the Open Inference Protocol knows."""
+        datatype = _DATATYPES.get(self.type)
+        return None if datatype is None else TensorSpec(self.name, datatype, _sizes(self.shape))
+
+    @property
     def schema(self) -> Schema:
         """Of the rows of the only input: the network has no names for its columns, unless it has one column."""
         return Schema(self.width, (self.name,) if self.width == 1 else None, otherwise=self.kind)
@@ -91,6 +118,7 @@ class OnnxHandler(Handler):
         # The one that each run has to be lent; None where the system has it, or where the load was enough.
         self._locale: str | None = None
         self._outputs = [output.name for output in session.get_outputs()]
+        self._answered = [_answered_spec(output) for output in session.get_outputs()]
 
     @classmethod
     def load(cls, source: ModelSource) -> OnnxHandler:
@@ -112,7 +140,7 @@ class OnnxHandler(Handler):
 
     def predict(self, request: Request) -> Response:
         codecs.require_body(request.body)
-        accept = codecs.choose_accept(request.accept, _OUTPUTS, self._default_accept)
+        accept = choose_accept(request.accept, _OUTPUTS, self._default_accept)
         feed = self._feed(request)
         try:
             outputs = self._run(feed)
@@ -122,7 +150,15 @@ class OnnxHandler(Handler):
             if is_out_of_memory(error):
                 raise
             raise BadInput(f"The model cannot take this input: {error}") from error
-        return Response(self._encode(outputs, accept), accept)
+        return Response(self._encode(outputs, accept, request.headers.get(OUTPUTS_BY_NAME) == "named"), accept)
+
+    def signature(self) -> Signature:
+        inputs = [spec.spec for spec in self._inputs]
+        is_known = None not in inputs, None not in self._answered
+        return Signature(
+            tuple(one for one in inputs if one is not None and is_known[0]),
+            tuple(one for one in self._answered if one is not None and is_known[1]),
+        )
 
     def _run(self, feed: Mapping[str, Any]) -> list[Any]:
         if self._locale is None:
@@ -136,7 +172,7 @@ class OnnxHandler(Handler):
             return list(self._session.run(self._outputs, feed))
 
     def _feed(self, request: Request) -> dict[str, np.ndarray[Any, Any]]:
-        content_type = codecs.decoder_for(request.content_type, _INPUTS)
+        content_type = decoder_for(request.content_type, _INPUTS)
         if len(self._inputs) > 1:
             feed = self._named_feed(request, content_type)
         else:
@@ -149,9 +185,9 @@ class OnnxHandler(Handler):
     def _values(self, request: Request, content_type: str) -> tuple[Any, str, int]:
         """What the one input is given, as it was sent; what an error calls a row of it, and the first one's number."""
         spec, schema, body = self._inputs[0], self._inputs[0].schema, request.body
-        header = codecs.header_of(request.content_type)
+        header = header_of(request.content_type)
         if content_type == NPY:
-            return codecs.decode_array_npy(body), "Row", 1
+            return codecs.decode_npy(body), "Row", 1
         if content_type == NPZ:
             arrays = codecs.decode_npz(body)
             if len(arrays) == 1:
@@ -162,7 +198,7 @@ class OnnxHandler(Handler):
             if values is not None:
                 return values, "Row", 1
         if spec.is_one_text:
-            is_plain = codecs.media_type(request.content_type) == "text/plain"
+            is_plain = media_type(request.content_type) == "text/plain"
             texts = codecs.decode_texts(body, content_type, schema, is_plain, header)
             return [[text] for text in texts], "Line", 1
         if content_type == CSV and spec.type in _FLOATS and schema.width != 1:
@@ -181,7 +217,7 @@ class OnnxHandler(Handler):
                 return self._fitted_by_name(named)
         if not self._is_columns:
             raise BadInput(f'The model has several inputs: send JSON {{"inputs": {{name: rows}}}} with {self._names}.')
-        header = codecs.header_of(request.content_type)
+        header = header_of(request.content_type)
         table = tables.arranged(codecs.decode_table(request.body, content_type, self._schema, header), self._schema)
         columns = zip(*_fields(table), strict=True)
         return {
@@ -198,18 +234,48 @@ class OnnxHandler(Handler):
             raise BadInput(f"The model has no inputs {tables.listed(unknown)}: its inputs are {self._names}.")
         return {spec.name: _fitted(named[spec.name], "Row", 1, spec) for spec in self._inputs}
 
-    def _encode(self, outputs: list[Any], accept: str) -> bytes:
+    def _encode(self, outputs: list[Any], accept: str, is_by_name: bool) -> bytes:
         if accept != JSON and isinstance(outputs[0], list) and isinstance(next(iter(outputs[0]), None), np.ndarray):
             raise HandlerError("The output is a sequence of arrays, which is no table: ask for application/json.", 415)
         if accept == CSV:
-            return codecs.encode_csv_rows(np.atleast_1d(outputs[0]).tolist())
+            return codecs.encode_csv_rows(np.atleast_1d(_table_of(outputs[0])).tolist())
         if accept == NPY:
-            array = np.asarray(outputs[0])
+            array = np.asarray(_table_of(outputs[0]))
             if array.dtype == object:
                 raise HandlerError("The output is not numeric, so it has no .npy form: ask for application/json.", 415)
             return codecs.encode_npy(array)
-        answer = outputs[0] if len(outputs) == 1 else dict(zip(self._outputs, outputs, strict=True))
+        is_alone = len(outputs) == 1 and not is_by_name
+        answer = outputs[0] if is_alone else dict(zip(self._outputs, outputs, strict=True))
         return codecs.encode_json({"predictions": answer})
+
+
+def _sizes(shape: Sequence[int | str | None]) -> tuple[int, ...]:
+    """-1 for a dimension that the network leaves open."""
+    return tuple(size if isinstance(size, int) else -1 for size in shape)
+
+
+def _answered_spec(output: Any) -> TensorSpec | None:
+    """Of an output as JSON has it; None for what is no tensor then."""
+    if _OF_PROBABILITIES.fullmatch(output.type):
+        return TensorSpec(output.name, "FP64", (-1, -1))
+    datatype = in_json(_DATATYPES.get(output.type))
+    return TensorSpec(output.name, datatype, _sizes(output.shape)) if datatype else None
+
+
+def _table_of(output: Any) -> Any:
+    """
+    An output; of a sequence of maps, as skl2onnx makes of a classifier's probabilities, the values alone.
+
+    They stand in the order of the keys, which is that of scikit-learn's `classes_`. Raises HandlerError.
+    """
+    if isinstance(output, dict):
+        output = [output]
+    if not isinstance(output, list) or not output or not all(isinstance(row, dict) for row in output):
+        return output
+    if any(row.keys() != output[0].keys() for row in output):
+        raise HandlerError("The output is maps of different keys, which is no table: ask for application/json.", 415)
+    keys = sorted(output[0])
+    return [[row[key] for key in keys] for row in output]
 
 
 def _session(network: Path, options: Any) -> Any:
@@ -281,34 +347,23 @@ def _fields(table: Table) -> list[Any]:
 
 def _fitted(values: Any, unit: str, first: int, spec: Input) -> np.ndarray[Any, Any]:
     """`values` with the dtype and rank that the network declares; free dimensions may be any size."""
+    array = _typed(values, unit, first, spec)
+    shape = spec.shape
+    if not shape:
+        return array  # a scalar, or of a shape that the network leaves open
+    return shaped(array, spec.name, shape)
+
+
+def _typed(values: Any, unit: str, first: int, spec: Input) -> np.ndarray[Any, Any]:
     dtype = _DTYPES.get(spec.type)
     if dtype is None:
         raise BadInput(f"Input {spec.name} is a {spec.type}, which cannot be sent.")
     try:
-        array = exact.array_of(values, dtype, unit, first)
+        return exact.array_of(values, dtype, unit, first)
     except Unparseable:
         raise
     except BadInput as error:
         raise BadInput(f"Input {spec.name} takes {spec.type}. {error.message}") from error
-    shape = spec.shape
-    if not shape:
-        return array  # a scalar, or of a shape that the network leaves open
-    if array.ndim == 1 and len(shape) == 2 and shape[1] == 1:
-        array = array[:, np.newaxis]  # a value a row
-    elif array.ndim == len(shape) - 1:
-        array = array[np.newaxis, ...]
-    elif array.ndim == len(shape) + 1 and array.shape[-1] == 1:
-        array = array[..., 0]  # a column of CSV
-    if array.ndim != len(shape):
-        raise BadInput(f"Input {spec.name} has shape {_shown(shape)}, the request {_shown(array.shape)}.")
-    for wanted, got in zip(shape[1:], array.shape[1:], strict=True):
-        if isinstance(wanted, int) and wanted != got:
-            raise BadInput(f"Input {spec.name} has shape {_shown(shape)}, the request {_shown(array.shape)}.")
-    return array
-
-
-def _shown(shape: Any) -> str:
-    return "[" + ", ".join(str(size) if isinstance(size, int) else "any" for size in shape) + "]"
 
 
 HANDLER = OnnxHandler

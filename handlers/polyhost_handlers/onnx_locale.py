@@ -9,11 +9,11 @@ Python 3.10, asks again at each run.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -47,20 +47,32 @@ def english_locale(name: str) -> Iterator[None]:
             "have: install it (on Debian: apt-get install locales-all).",
         )
     before = os.environ.get("LOCPATH")
-    os.environ["LOCPATH"] = _folder_of(name, neutral)
+    with _shown(name, neutral) as folder:
+        os.environ["LOCPATH"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["LOCPATH"]
+            else:
+                os.environ["LOCPATH"] = before
+
+
+@contextlib.contextmanager
+def _shown(name: str, neutral: str) -> Iterator[str]:
+    """
+    A folder in which glibc finds the locale. It goes at once: workers are killed, and nobody could remove it then.
+    """
+    folder = _folder_of(os.getpid())
+    os.mkdir(folder, 0o700)  # fails where somebody has it already
     try:
-        yield
+        (Path(folder) / name).symlink_to(neutral)
+        yield folder
     finally:
-        if before is None:
-            del os.environ["LOCPATH"]
-        else:
-            os.environ["LOCPATH"] = before
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache
-def _folder_of(name: str, neutral: str) -> str:
-    """One folder for all of a process: glibc remembers each that it has looked into."""
-    folder = tempfile.mkdtemp(prefix="polyhost-locale-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    (Path(folder) / name).symlink_to(neutral)
-    return folder
+def _folder_of(pid: int) -> str:
+    """The same one each time in a process: glibc remembers each that it has looked into."""
+    return os.path.join(tempfile.gettempdir(), f"polyhost-locale-{pid}-{secrets.token_hex(8)}")

@@ -50,16 +50,6 @@ def encode_recordio(rows: Sequence[dict[str, Sequence[float]]]) -> bytes:
     return b"".join(frames)
 
 
-def encode_features(rows: Sequence[Sequence[float]]) -> bytes:
-    """Dense rows as a client sends them (used by tests and examples)."""
-    frames = []
-    for row in rows:
-        record = _record_class()()
-        record.features["values"].float32_tensor.values.extend(row)
-        frames.append(_frame(record.SerializeToString()))
-    return b"".join(frames)
-
-
 def _frame(payload: bytes) -> bytes:
     return _HEADER.pack(_MAGIC, len(payload)) + payload + b"\0" * (-len(payload) % 4)
 
@@ -116,10 +106,15 @@ def _sparse(tensors: Sequence[Any], features: int | None) -> Matrix:
         keys = list(tensor.keys) or list(range(len(tensor.values)))
         if len(keys) != len(tensor.values):
             raise Unparseable("A sparse record has as many keys as values, or it is broken.")
+        if len(set(keys)) < len(keys):
+            raise Unparseable("A sparse record has a key twice.")
         columns.extend(keys)
         values.extend(tensor.values)
         starts.append(len(values))
     width = widths.pop() if widths else features or max(columns, default=-1) + 1
+    for tensor in tensors:
+        if tensor.values and not tensor.keys and len(tensor.values) != width:
+            raise Unparseable(f"A record without keys has {len(tensor.values)} values, the rows have {width} features.")
     if columns and max(columns) >= width:
         raise Unparseable(f"Key {max(columns)} is too large: the rows have {width} features.")
     if width > _MAX_WIDTH:

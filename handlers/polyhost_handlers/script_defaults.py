@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from polyhost_handlers import codecs
-from polyhost_handlers.codecs import CSV, JSON, NPY, NPZ
 from polyhost_handlers.errors import BadInput, HandlerError, NoContent, Unparseable, is_out_of_memory, sentence_of
+from polyhost_handlers.media_types import CSV, JSON, NPY, NPZ, choose_accept, decoder_for, media_type
 
 _INPUTS = (JSON, CSV, NPY, NPZ)
 _OUTPUTS = (JSON, CSV, NPY)
@@ -37,7 +37,7 @@ _MOST_COLUMNS = 100_000
 
 def input_fn(body: Any, content_type: str) -> Any:
     raw = body.encode() if isinstance(body, str) else bytes(body)
-    name = codecs.decoder_for(content_type, _INPUTS, default=JSON)
+    name = decoder_for(content_type, _INPUTS, default=JSON)
     if not raw and name != CSV:  # of CSV the toolkit makes an empty array
         raise NoContent("The request has no body.")
     return {CSV: _read_csv, JSON: _read_json, NPY: _read_npy, NPZ: _read_npz}[name](raw)
@@ -58,7 +58,7 @@ def predict_fn(data: Any, model: Any) -> Any:
 
 
 def output_fn(prediction: Any, accept: str) -> tuple[bytes, str]:
-    name = codecs.choose_accept(accept, _OUTPUTS, JSON)
+    name = choose_accept(accept, _OUTPUTS, JSON)
     if name == JSON:
         return json.dumps(prediction, default=plain).encode(), name
     # A tensor that still has its gradient cannot become an array.
@@ -71,7 +71,7 @@ def booster_input_fn(body: Any, content_type: str) -> Any:
     from polyhost_handlers.aws import xgboost_encoder
 
     try:
-        if codecs.media_type(content_type) in xgboost_encoder.CONTENT_TYPES:
+        if media_type(content_type) in xgboost_encoder.CONTENT_TYPES:
             return xgboost_encoder.decode(body, content_type)
         array = input_fn(body, content_type)
         return xgboost_encoder.dmatrix(np.atleast_2d(array) if isinstance(array, np.ndarray) else array)
@@ -92,6 +92,8 @@ def is_booster(model: Any) -> bool:
 
 def plain(value: Any) -> Any:
     """For `json.dumps`: arrays, tensors and series as lists."""
+    if isinstance(value, np.longdouble):  # whose tolist gives it back
+        return float(value)
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, bytes):
@@ -134,7 +136,7 @@ def _read_csv(raw: bytes) -> Any:
 
 
 def _read_json(raw: bytes) -> Any:
-    document = codecs.parse_json(raw)
+    document = codecs.parse_json(raw, with_surrogates=True)
     if isinstance(document, list) and b'"' in raw:
         check_text_size(*_texts_of(document), len(raw))
     try:

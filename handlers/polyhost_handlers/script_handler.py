@@ -4,7 +4,8 @@ Customers' own scripts: `code/inference.py` in the archive, as SageMaker's infer
 `model_fn(model_dir)`, then `input_fn(body, content_type)`, `predict_fn(data, model)`,
 `output_fn(prediction, accept)`, or `transform_fn(model, body, content_type, accept)` in their place;
 `pre_model_fn(model_dir)` and `model_warmup_fn(model_dir, model)` around the load. Each may take a last
-`context`. A function that a script leaves out is the toolkit's (script_defaults). What the toolkit gets wrong in
+`context`. A function that a script leaves out is the toolkit's (script_defaults). Scripts of the TensorFlow Serving
+container have other functions (serving_script). What the toolkit gets wrong in
 multi-model mode is right here: each model imports its own script and the modules beside it, and a failure is one
 sentence, never a traceback.
 
@@ -25,10 +26,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from polyhost_handlers import aws, script_defaults
-from polyhost_handlers.artifacts import script_of
+from polyhost_handlers import aws, script_defaults, serving_script
+from polyhost_handlers.artifacts import keras_models_in, script_of
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
-from polyhost_handlers.codecs import CSV, JSON
 from polyhost_handlers.errors import (
     HandlerError,
     LoadFailed,
@@ -37,6 +37,8 @@ from polyhost_handlers.errors import (
     is_out_of_memory,
     sentence_of,
 )
+from polyhost_handlers.media_types import CSV, JSON
+from polyhost_handlers.network_files import saved_models_in
 from polyhost_handlers.xgboost_guard import refuse_newer_models
 
 logger = logging.getLogger("polyhost.handlers")
@@ -65,22 +67,17 @@ class ScriptHandler(Handler):
         self._output = getattr(script, "output_fn", None) or script_defaults.output_fn
 
     @classmethod
-    def load(cls, source: ModelSource) -> ScriptHandler:
+    def load(cls, source: ModelSource) -> Handler:
         path = script_of(source.model_dir, source.environ)
         if path is None:
             program = source.environ.get("SAGEMAKER_PROGRAM") or "inference.py"
             raise LoadFailed(f"Unable to load model: the archive has no code/{program}.")
         if path.parent == source.model_dir:
             logger.info("model %s: %s beside the model is its script, there is no code/", source.model_name, path.name)
-        _check_requirements(path.parent / "requirements.txt", source.model_dir)
-        # Scripts open the files beside the model by bare names, as under MMS.
-        os.chdir(source.model_dir)
-        aws.provide()
-        refuse_newer_models()
-        script = _new_module(path)
+        script = imported(path, source.model_dir)
+        if serving_script.is_of_serving(script):
+            return ServingScriptHandler(script, _tensorflow_model(source, path.name), source)
         with _seen_by_pickles(script):
-            _run(script, path)
-            _check_functions(script, path.name)
             return cls(script, _load_model(script, path.name, source), source)
 
     def predict(self, request: Request) -> Response:
@@ -89,8 +86,10 @@ class ScriptHandler(Handler):
         body = _body_for(request.body, content_type)
         with _chosen_status(), _seen_by_pickles(self._script):
             answer = self._answer(body, content_type, accept, request.context or self._context)
-        if isinstance(answer, tuple) and len(answer) >= 2:  # the toolkit looks at no more than two
-            answer, accept = answer[:2]
+            if isinstance(answer, tuple) and len(answer) >= 2:  # the toolkit looks at no more than two
+                answer, accept = answer[:2]
+            if isinstance(answer, Iterator):
+                answer = _in_pieces(answer, str(accept), getattr(request.context, "send_part", None))
         return _web_response(answer) or Response(_sendable(answer), str(accept), status=None)
 
     def _answer(self, body: bytes | str, content_type: str, accept: str, context: Any) -> Any:
@@ -98,7 +97,60 @@ class ScriptHandler(Handler):
             return _call(self._transform, context, self._model, body, content_type, accept)
         data = _call(self._input, context, body, content_type)
         prediction = _call(self._predict, context, data, self._model)
+        if isinstance(prediction, Iterator) and not hasattr(self._script, "output_fn"):
+            return prediction
         return _call(self._output, context, prediction, accept)
+
+
+class ServingScriptHandler(Handler):
+    """A script around a TensorFlow model, which it does not load itself."""
+
+    kind = "script"
+
+    def __init__(self, script: ModuleType, model: Handler, source: ModelSource) -> None:
+        self._script = serving_script.ServingScript(script, model, source.model_name)
+        self._default_accept = source.default_accept(JSON)
+
+    @classmethod
+    def load(cls, source: ModelSource) -> Handler:
+        return ScriptHandler.load(source)
+
+    def predict(self, request: Request) -> Response:
+        accept = request.accept if request.accept not in ("", "*/*") else self._default_accept
+        with _chosen_status():
+            body, content_type = self._script.answer(request, accept)
+        return Response(_sendable(body), str(content_type or accept))
+
+
+def _tensorflow_model(source: ModelSource, name: str) -> Handler:
+    """`name`: the script's. Raises LoadFailed."""
+    if not keras_models_in(source.model_dir) and not saved_models_in(source.model_dir):
+        raise LoadFailed(
+            f"Unable to load model: {name} has the functions of SageMaker's TensorFlow container, and the archive has "
+            "no SavedModel and no Keras model: add it, or write model_fn(model_dir) for another framework."
+        )
+    if importlib.util.find_spec("tensorflow") is None:
+        raise LoadFailed(
+            f"Unable to load model: {name} is around a TensorFlow model, and this environment has no TensorFlow: write "
+            'POLYHOST_ENVIRONMENT = "tensorflow-cpu" into it, and run polyhost env build tensorflow-cpu.'
+        )
+    from polyhost_handlers.tensorflow_handler import TensorFlowHandler
+
+    return TensorFlowHandler.load(source)
+
+
+def imported(path: Path, model_dir: Path) -> ModuleType:
+    """A script that has what it must have, imported for the model in `model_dir`. Raises LoadFailed, MemoryError."""
+    _check_requirements(path.parent / "requirements.txt", model_dir)
+    # Scripts open the files beside the model by bare names, as under MMS.
+    os.chdir(model_dir)
+    aws.provide()
+    refuse_newer_models()
+    script = _new_module(path)
+    with _seen_by_pickles(script):
+        _run(script, path)
+    _check_functions(script, path.name)
+    return script
 
 
 def _check_requirements(path: Path, model_dir: Path) -> None:
@@ -155,7 +207,9 @@ def _check_functions(script: ModuleType, name: str) -> None:
         others = [other for other in ("input_fn", "predict_fn", "output_fn") if getattr(script, other, None)]
         if others:
             raise LoadFailed(f"Unable to load model: {name} has transform_fn and {', '.join(others)}: keep one way.")
-    if not getattr(script, "model_fn", None):
+    if serving_script.is_of_serving(script):
+        serving_script.check_functions(script, name)
+    elif not getattr(script, "model_fn", None):
         raise LoadFailed(f"Unable to load model: {name} has no model_fn(model_dir).")
 
 
@@ -242,6 +296,27 @@ def _web_response(answer: Any) -> Response | None:
     content_type = next((value for name, value in pairs if name.lower() == "content-type"), JSON)
     others = {name: value for name, value in pairs if name.lower() not in _NOT_COPIED}
     return Response(_sendable(body), content_type, int(status), others)
+
+
+def _in_pieces(pieces: Iterator[Any], content_type: str, send: Callable[[str, bytes], None] | None) -> bytes:
+    """What a script yields: each piece is sent as it comes, where somebody takes it. Otherwise it is one answer."""
+    try:
+        if send is None:
+            return b"".join(map(_piece, pieces))
+        for piece in pieces:
+            send(content_type, _piece(piece))
+    finally:
+        if callable(close := getattr(pieces, "close", None)):
+            close()
+    return b""
+
+
+def _piece(piece: Any) -> bytes:
+    if isinstance(piece, (bytes, bytearray)):
+        return bytes(piece)
+    if isinstance(piece, str):
+        return piece.encode()
+    raise HandlerError(f"The script yielded a {type(piece).__name__}: yield bytes or text.")
 
 
 def _sendable(answer: Any) -> Any:

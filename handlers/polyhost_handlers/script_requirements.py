@@ -31,21 +31,10 @@ from packaging.utils import (
 
 from polyhost_handlers import aws
 from polyhost_handlers.errors import LoadFailed
+from polyhost_handlers.wheels import same_import
 
 logger = logging.getLogger("polyhost.handlers")
 
-# Wheels that bring the same import; never are two of them installed at once.
-_SAME_IMPORT = (
-    ("faiss-cpu", "faiss-gpu"),
-    ("lightgbm", "lightgbm-cpu", "lightgbm-gpu"),
-    ("mxnet", "mxnet-mkl", "mxnet-native"),
-    ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
-    ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
-    ("pillow", "pillow-simd"),
-    ("psycopg2", "psycopg2-binary"),
-    ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tensorflow-intel"),
-    ("xgboost", "xgboost-cpu"),
-)
 # Packages without content that only require the real one; their versions say nothing about it.
 _PLACEHOLDERS = {"bs4": "beautifulsoup4", "sklearn": "scikit-learn"}
 
@@ -222,7 +211,7 @@ def _name_at(place: str, path: Path) -> str | None:
     if parts.scheme in ("", "file"):
         folder = path.parent / _EXTRAS.sub("", unquote(parts.path))
         for name in ("pyproject.toml", "setup.cfg", "setup.py"):
-            # Of an archive's own projects only: what other folders hold is not for its sender to read.
+            # Only an archive's own projects are read: its sender may not see what other folders hold.
             file = folder / name
             if file.resolve().is_relative_to(path.parent.resolve()) and file.is_file():
                 found = _PROJECT_NAME.search(file.read_text(encoding="utf-8", errors="replace"))
@@ -252,7 +241,7 @@ class _Installed:
         name = canonicalize_name(requirement.name)
         if name in _PLACEHOLDERS and _first_of([_PLACEHOLDERS[name]]):
             return None
-        found = _first_of([name, *_others_with_the_import(name)]) or _first_of(self._imports.get(name, ()))
+        found = _first_of(same_import(name)) or _first_of(self._imports.get(name, ()))
         if found is None:
             return None if name in aws.DISTRIBUTIONS else ""
         if not (requirement.specifier & constraint).contains(found.version, prereleases=True):
@@ -302,7 +291,3 @@ def _first_of(names: Iterable[str]) -> metadata.Distribution | None:
         except metadata.PackageNotFoundError:
             continue
     return None
-
-
-def _others_with_the_import(name: str) -> list[str]:
-    return [other for family in _SAME_IMPORT if name in family for other in family if other != name]

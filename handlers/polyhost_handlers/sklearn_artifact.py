@@ -7,33 +7,19 @@ work. Each estimator's state has the release in it, so that what goes wrong can 
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
-import lzma
 import re
 import warnings
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from polyhost_handlers.environments.definitions import with_module, with_release
 from polyhost_handlers.errors import LoadFailed, load_errors_named
+from polyhost_handlers.pickled_release import release_in
 
-# The name in an estimator's state, a few bytes of the pickle's own, and the release.
-_VERSION = re.compile(rb"_sklearn_version.{1,16}?(\d+\.\d+(?:\.\d+)?(?:\.?(?:post|dev|rc|a|b)\d+)?)", re.DOTALL)
 # scikit-learn's own warning, of any release.
 _TOLD = re.compile(r"unpickle estimator \S+ from version (\S+) when using version")
-_MAX_SEARCHED_BYTES = 256 * 1024**2
-_CHUNK_BYTES = 1024**2
-_COMPRESSIONS: dict[bytes, Callable[[Path], Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ": lzma.open,
-    b"]\0\0": lzma.open,
-}
 
 
 @dataclass(frozen=True)
@@ -49,9 +35,12 @@ def installed_version() -> str:
 
 def versions_differ(version: str) -> str:
     """The sentences that name both releases and what to do."""
+    environment = with_release("scikit-learn", version)
+    there = f"where scikit-learn {version} is installed"
+    build = f"in the environment {environment}, which polyhost env build {environment} makes" if environment else there
     return (
         f"The model was written by scikit-learn {version}, this server has {installed_version()}: train or save it "
-        f"again with {installed_version()}, or serve it where scikit-learn {version} is installed."
+        f"again with {installed_version()}, or serve it {build}."
     )
 
 
@@ -66,7 +55,7 @@ def unpickle(path: Path) -> Unpickled:
             warnings.simplefilter("always")
             estimator = _load(path)
     except LoadFailed as error:
-        version = version_in(path)
+        version = release_in(path)
         if version is None or version == installed_version():
             raise
         raise LoadFailed(f"{error.message.rstrip('.:')}. {versions_differ(version)}") from error
@@ -81,55 +70,9 @@ def _load(path: Path) -> Any:
         try:
             return joblib.load(path)
         except ModuleNotFoundError as error:
+            environment = with_module(error.name or "", "sklearn")
+            cure = (
+                f" The environment {environment} has it: run polyhost env build {environment}." if environment else ""
+            )
             raise LoadFailed(f"Unable to load model: {path.name} needs the Python module {error.name}, "
-                             "which is not installed here.") from error  # fmt: skip
-
-
-def version_in(path: Path) -> str | None:
-    """The release of scikit-learn in the pickle's text, None if it has none. For what cannot be unpickled."""
-    searched, tail = 0, b""
-    try:
-        with _opened(path) as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                found = _VERSION.search(tail + chunk)
-                if found:
-                    return found[1].decode()
-                tail = chunk[-64:]
-                searched += len(chunk)
-                if searched > _MAX_SEARCHED_BYTES:
-                    return None
-    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error):
-        pass  # it is damaged
-    return None
-
-
-def _opened(path: Path) -> Any:
-    with path.open("rb") as file:
-        head = file.read(6)
-    for magic, opener in _COMPRESSIONS.items():
-        if head.startswith(magic):
-            return opener(path)
-    return _ZlibFile(path) if head[:1] == b"\x78" else path.open("rb")
-
-
-class _ZlibFile(io.RawIOBase):
-    """joblib's own compression: zlib's stream, which no module of Python opens as a file."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._file = path.open("rb")
-        self._stream = zlib.decompressobj()
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def read(self, size: int = -1) -> bytes:
-        """Some bytes, at most `size`; none at the end."""
-        while not self._stream.eof:
-            pending = self._stream.unconsumed_tail or self._file.read(size)
-            if not pending:
-                return b""
-            if data := self._stream.decompress(pending, max(size, 0)):
-                return data
-        return b""
+                             f"which is not installed here.{cure}") from error  # fmt: skip

@@ -14,7 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from polyhost_handlers.tables import AsItLooks, Choice, Date, InCsv, Kind, Missing, Number, Schema, Text
+from polyhost_handlers.tables import (
+    AsFloat,
+    AsItLooks,
+    BeforeFunction,
+    Choice,
+    Date,
+    Kind,
+    Missing,
+    Number,
+    Schema,
+    Text,
+    TextOf,
+)
 
 _VECTORIZERS = ("CountVectorizer", "TfidfVectorizer", "HashingVectorizer")
 _TAKE_RECORDS = ("DictVectorizer", "FeatureHasher")
@@ -54,7 +66,9 @@ def wanted_by(estimator: Any) -> Wanted:
     kinds = _kinds(estimator, width, names or (), 0)
     if kinds is None:
         is_told = _is_sklearns(first) and type(first).__name__ not in _TAKE_ANYTHING
-        return Wanted(Schema(width, names, otherwise=Number() if is_told else AsItLooks()))
+        return Wanted(Schema(width, names, otherwise=Number() if is_told else AsFloat()))
+    if names is None:
+        kinds = _of_one_array(kinds)
     optional = _unused(estimator, names) if names else frozenset()
     is_numbers = all(isinstance(kind, Number) for kind in kinds)
     schema = Schema(len(kinds), names, None if is_numbers else tuple(kinds), optional)
@@ -110,7 +124,7 @@ def _inner(estimator: Any) -> Any:
         getattr(estimator, "regressor_", None),
         getattr(calibrated[0], "estimator", None) if isinstance(calibrated, list) and calibrated else None,
         many[0] if isinstance(many, list) and many else None,
-        # Of several estimators this is the one that they are copies of, before the training.
+        # In an ensemble this is the untrained estimator that all the others are copies of.
         getattr(estimator, "estimator_", None),
         getattr(estimator, "estimator", None) if hasattr(estimator, "n_features_in_") else None,
     ]
@@ -118,7 +132,7 @@ def _inner(estimator: Any) -> Any:
 
 
 def _members(estimator: Any) -> list[Any]:
-    """Of a vote or a stack all estimators, each of which is given all columns; [] of any other."""
+    """The estimators of a vote or a stack, which all get all columns; [] for any other estimator."""
     if not _is_sklearns(estimator) or not isinstance(getattr(estimator, "estimators", None), list):
         return []
     members = getattr(estimator, "estimators_", None)
@@ -140,6 +154,11 @@ def _kinds(estimator: Any, width: int | None, names: Sequence[str], depth: int) 
     if width is None:
         # Before release 0.24 a pipeline did not count: its first step may.
         return _kinds(steps[0], None, names, depth + 1) if (steps := _steps(estimator)) else None
+    return _kinds_of_parts(estimator, width, names, depth)
+
+
+def _kinds_of_parts(estimator: Any, width: int, names: Sequence[str], depth: int) -> list[Kind] | None:
+    """What the parts say of which an estimator is made; else what can be said of any estimator."""
     if steps := _steps(estimator):
         return _kinds_of_steps(steps, width, names, depth)
     if hasattr(estimator, "transformers_"):
@@ -156,7 +175,7 @@ def _kinds(estimator: Any, width: int | None, names: Sequence[str], depth: int) 
     if inner is not None and getattr(inner, "n_features_in_", width) == width:
         return _kinds(inner, width, names, depth + 1)
     if not _is_sklearns(estimator) or type(estimator).__name__ in _TAKE_ANYTHING or _fills_objects(estimator):
-        return [AsItLooks()] * width
+        return [_unsaid(estimator, names)] * width
     return [Number()] * width
 
 
@@ -165,6 +184,22 @@ def _choice_of(values: Any) -> Kind:
     if array.dtype.kind == "M":
         return Date(array.dtype)
     return Choice(array.tolist(), array.dtype)
+
+
+def _unsaid(estimator: Any, names: Sequence[str]) -> Kind:
+    """
+    The kind of what an estimator does not tell.
+
+    An array was most likely one of float64. Of a DataFrame's columns a function that calculates gives the same for
+    float64 as for whole numbers, and a class that is not scikit-learn's may do anything.
+    """
+    is_kept = _fills_objects(estimator) or _is_identity(estimator) or (names and not _is_sklearns(estimator))
+    return AsItLooks() if is_kept else AsFloat()
+
+
+def _is_identity(estimator: Any) -> bool:
+    """Also what a fitted ColumnTransformer has in place of `passthrough`."""
+    return type(estimator).__name__ == "FunctionTransformer" and getattr(estimator, "func", None) is None
 
 
 def _fills_objects(estimator: Any) -> bool:
@@ -182,8 +217,11 @@ def _kinds_of_steps(steps: Sequence[Any], width: int, names: Sequence[str], dept
         following, passed = [], []
     kinds = list(kinds) if kinds is not None else None
     for place, kind in zip(passed, following, strict=True):
-        if kinds is not None and isinstance(kinds[place], AsItLooks) and (_fills_objects(steps[0]) or _is_text(kind)):
-            kinds[place] = InCsv(kind) if type(steps[0]).__name__ == "FunctionTransformer" else kind
+        if kinds is not None and isinstance(kinds[place], AsItLooks):
+            kinds[place] = _before(kinds[place], kind, _fills_objects(steps[0]))
+    if kinds is not None and any(_has_learned_texts(step) for step in steps[1:]):
+        # A function before may write numbers as texts: `2` is to be no `2.0`.
+        kinds = [AsItLooks() if isinstance(kind, AsFloat) else kind for kind in kinds]
     if kinds is None or not _fills_objects(steps[0]):
         return kinds
     # What the imputer looks for is what a missing field must be.
@@ -191,9 +229,37 @@ def _kinds_of_steps(steps: Sequence[Any], width: int, names: Sequence[str], dept
     return [Missing(kind, missing) for kind in kinds] if missing is None or missing == "" else kinds
 
 
+def _before(kind: Kind, following: Kind, is_filled: bool) -> Kind:
+    """The kind of a column of which a step says nothing itself, as `kind` tells, and the step after it `following`."""
+    if _is_text(following):
+        return BeforeFunction(following) if isinstance(kind, AsFloat) else following
+    return following if is_filled or isinstance(following, AsFloat) else kind
+
+
+def _has_learned_texts(estimator: Any, depth: int = 0) -> bool:
+    """Whether texts are looked for anywhere in it."""
+    if depth > _MAX_DEPTH:
+        return False
+    categories = getattr(estimator, "categories_", None)
+    if type(estimator).__name__ in _VECTORIZERS:
+        return True
+    if isinstance(categories, list) and any(np.asarray(values).dtype.kind in "OSU" for values in categories):
+        return True
+    named = [*(getattr(estimator, "transformers_", None) or []), *(getattr(estimator, "transformer_list", None) or [])]
+    parts = [*_steps(estimator), *_members(estimator), *(part[1] for part in named), _inner(estimator)]
+    return any(_has_learned_texts(part, depth + 1) for part in parts if part is not None and not isinstance(part, str))
+
+
+def _of_one_array(kinds: list[Kind]) -> list[Kind]:
+    """The columns of an array are of one type: where an encoder has learned whole numbers, all columns were these."""
+    if not any(isinstance(kind, Choice) and kind.is_whole for kind in kinds):
+        return kinds
+    return [AsItLooks() if isinstance(kind, AsFloat) else kind for kind in kinds]
+
+
 def _is_text(kind: Kind) -> bool:
     """Whether a function or a passage before it that says nothing is to be given text, whatever that looks like."""
-    if isinstance(kind, Missing):
+    if isinstance(kind, (Missing, TextOf)):
         return _is_text(kind.kind)
     return isinstance(kind, Text) or (isinstance(kind, Choice) and kind.may_look_like_numbers)
 
@@ -259,11 +325,13 @@ def _places(columns: Any, width: int, names: Sequence[str]) -> list[int]:
 
 def _merged(wishes: Sequence[Sequence[Kind | None]], width: int) -> list[Kind]:
     """One column may go to several transformers: what one has learned wins over text, text over numbers."""
-    order = (Choice, Date, Missing, Text, InCsv, Number, AsItLooks)
+    order = (TextOf, Choice, Date, Missing, Text, BeforeFunction, Number, AsFloat, AsItLooks)
     merged: list[Kind] = []
     for place in range(width):
         kinds = [wish[place] for wish in wishes if place < len(wish) and wish[place] is not None]
         found = next((kind for wanted in order for kind in kinds if isinstance(kind, wanted)), None)
+        if isinstance(found, (Choice, Missing)) and any(isinstance(kind, Text) for kind in kinds):
+            found = TextOf(found)
         merged.append(AsItLooks() if found is None else found)
     return merged
 

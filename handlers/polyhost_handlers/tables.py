@@ -24,6 +24,8 @@ from polyhost_handlers.exact import Misfit
 # learner takes as many features at most.
 MAX_SPARSE_CELLS = 10_000_000
 MAX_NAMES_SHOWN = 20
+# Up to where float64 has every whole number, and how long whole numbers may be that are all below.
+_EXACT, _EXACT_BYTES = 2**53, 4
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Table:
     @property
     def width(self) -> int:
         return len(self.rows[0])
+
+    @property
+    def lists(self) -> list[Any]:
+        """The rows with Python's own values, where they are one array too."""
+        return self.rows.tolist() if isinstance(self.rows, np.ndarray) else list(self.rows)
 
 
 @dataclass(frozen=True)
@@ -92,10 +99,10 @@ class Truth:
 
 @dataclass(frozen=True)
 class Text:
-    """Any text. A missing one is NaN, as pandas and scikit-learn write it."""
+    """Any text; one that is missing is not taken. In CSV an empty field is an empty text."""
 
-    def read(self, field: Any, is_csv: bool) -> Any:  # noqa: ARG002 - a text is a text
-        return math.nan if field is None else exact.text(field)
+    def read(self, field: Any, is_csv: bool) -> str:
+        return "" if field is None and is_csv else exact.text(field)
 
     def is_value(self, field: str) -> bool:  # noqa: ARG002
         return False
@@ -119,6 +126,25 @@ class AsItLooks:
 
     def is_value(self, field: str) -> bool:
         return is_number(field)
+
+
+@dataclass(frozen=True)
+class AsFloat(AsItLooks):
+    """
+    As it looks, but each number is a float64, as in the training of most models.
+
+    JSON writes `2` for 2.0, and `numpy.reciprocal` makes 0 of a whole 2. A whole number that float64 cannot hold to its
+    last digit stays one.
+    """
+
+    def read(self, field: Any, is_csv: bool) -> Any:
+        value = super().read(field, is_csv)
+        if isinstance(value, bool) or not isinstance(value, int):
+            return value
+        try:
+            return float(value) if float(value) == value else value
+        except OverflowError:
+            return value
 
 
 class Choice:
@@ -152,6 +178,8 @@ class Choice:
         words = exact.text(field) if not isinstance(field, (bool, float)) else str(field)
         if words in self.known:
             return self.known[words]
+        if is_csv and not words.strip():
+            return self._empty
         if is_csv and words.strip() in self.known:
             return self.known[words.strip()]
         if self._kind == "text":
@@ -167,8 +195,31 @@ class Choice:
 
     @property
     def may_look_like_numbers(self) -> bool:
-        """Whether a text among them is one that `AsItLooks` would take for a number."""
-        return self._kind == "text" and any(map(_is_any_number, self.known))
+        """Whether a text among them is one that `AsItLooks` would take for a number, a missing one perhaps."""
+        return self.is_text and any(_is_any_number(text) or not text.strip() for text in self.known)
+
+    @property
+    def is_text(self) -> bool:
+        return self._kind == "text"
+
+    @property
+    def is_whole(self) -> bool:
+        return self._kind == "whole"
+
+    @property
+    def datatype(self) -> str | None:
+        """The Open Inference Protocol's; None where the values are of several kinds."""
+        return {"text": "BYTES", "truth": "BOOL", "whole": "INT64", "number": "FP64"}.get(self._kind)
+
+    @cached_property
+    def are_floats(self) -> bool:
+        """Whether all are texts that Python writes of a float64, as 1.0 is, and 1 is not."""
+        return self._kind == "text" and all(_float_text(text) == text for text in self.known)
+
+    def as_float(self, field: str) -> str | None:
+        """The known text of a number as Python writes it as float64; None where there is none."""
+        text = _float_text(field) if self.are_floats else None
+        return text if text in self.known else None
 
     def is_value(self, field: str) -> bool:
         return field in self.known or (self._kind in ("whole", "number") and is_number(field))
@@ -206,23 +257,54 @@ class Missing:
     value: Any
 
     def read(self, field: Any, is_csv: bool) -> Any:
-        return self.value if field is None else self.kind.read(field, is_csv)
+        is_missing = field is None or (is_csv and not field.strip() and not self.kind.is_value(field))
+        return self.value if is_missing else self.kind.read(field, is_csv)
 
     def is_value(self, field: str) -> bool:
         return self.kind.is_value(field)
 
 
 @dataclass(frozen=True)
-class InCsv:
-    """A kind for CSV alone, whose fields have no types: values of JSON stay what they are."""
+class TextOf:
+    """Another kind, in a column that a model of texts is given, too."""
 
     kind: Kind
 
     def read(self, field: Any, is_csv: bool) -> Any:
-        return self.kind.read(field, is_csv) if is_csv else AsItLooks().read(field, is_csv)
+        return Text().read(field, is_csv) if field is None else self.kind.read(field, is_csv)
 
     def is_value(self, field: str) -> bool:
         return self.kind.is_value(field)
+
+
+@dataclass(frozen=True)
+class BeforeFunction:
+    """
+    What a function may make texts of that an encoder has learned.
+
+    A field of CSV is read as such a text. Of JSON a value stays what it is; only where all texts are float64's, such as
+    `1.0`, whole numbers were float64 in the training.
+    """
+
+    kind: Kind
+
+    def read(self, field: Any, is_csv: bool) -> Any:
+        choice = self.kind.kind if isinstance(self.kind, Missing) else self.kind
+        if is_csv:
+            text = choice.as_float(field) if isinstance(choice, Choice) and field is not None else None
+            return self.kind.read(field, is_csv) if text is None else text
+        is_float = isinstance(choice, Choice) and choice.are_floats
+        return (AsFloat() if is_float else AsItLooks()).read(field, is_csv)
+
+    def is_value(self, field: str) -> bool:
+        return self.kind.is_value(field)
+
+
+def _float_text(text: str) -> str | None:
+    try:
+        return str(exact.number(text)) if text.strip() else None
+    except Misfit:
+        return None
 
 
 def _kind_of(value: Any) -> str:
@@ -242,9 +324,27 @@ def _whole_or_number(field: Any) -> float | int:
         return exact.number(field)  # 7.5 is none of them, but it is a number
 
 
+def has_learned_texts(kind: Kind) -> bool:
+    """Whether missing values of such a column stand among texts, also where a request has no text in it."""
+    if isinstance(kind, (Missing, TextOf, BeforeFunction)):
+        return has_learned_texts(kind.kind)
+    return isinstance(kind, Choice) and kind.is_text
+
+
+def datatype_of(kind: Kind) -> str | None:
+    """The Open Inference Protocol's of a column of this kind; None where it takes several, or none is known."""
+    if isinstance(kind, (Missing, TextOf, BeforeFunction)):
+        return datatype_of(kind.kind)
+    if isinstance(kind, Choice):
+        return kind.datatype
+    if isinstance(kind, (Number, AsFloat)):
+        return "FP64"
+    return "BOOL" if isinstance(kind, Truth) else "BYTES" if isinstance(kind, (Text, Date)) else None
+
+
 def example_of(kind: Kind) -> Any:
     """Some value of JSON that a column of this kind can take."""
-    if isinstance(kind, (Missing, InCsv)):
+    if isinstance(kind, (Missing, TextOf, BeforeFunction)):
         return example_of(kind.kind)
     if isinstance(kind, Choice):
         return next(iter(kind.known), None)
@@ -289,6 +389,11 @@ class Schema:
     def has_numbers_as_names(self) -> bool:
         """Rows of one or two features have the values 0 and 1 too often to be taken for names."""
         return len(self.known) > 2 and all(map(is_number, self.known))
+
+    @property
+    def is_numbers(self) -> bool:
+        """Whether a number is read as one in all columns, whatever else they may hold."""
+        return self.kinds is None and isinstance(self.otherwise, (Number, AsFloat))
 
     def kinds_for(self, width: int) -> Sequence[Kind]:
         return self.kinds if self.kinds is not None and len(self.kinds) == width else [self.otherwise] * width
@@ -339,6 +444,9 @@ def arranged(table: Table, schema: Schema) -> Table:
     if table.names == schema.names:
         return table
     order = [places.get(name) for name in schema.names]
+    if isinstance(table.rows, np.ndarray) and None not in order:
+        taken = [place for place in order if place is not None]
+        return replace(table, rows=table.rows[:, taken], names=schema.names, has_order=True)
     rows = [[None if place is None else row[place] for place in order] for row in table.rows]
     return replace(table, rows=rows, names=schema.names, has_order=True)
 
@@ -375,9 +483,13 @@ def columns_of(table: Table, schema: Schema) -> list[list[Any]]:
     Raises BadInput, which names the row, the field and the type that is wanted.
     """
     kinds = schema.kinds_for(table.width)
-    rows = table.rows.tolist() if isinstance(table.rows, np.ndarray) else table.rows
+    rows = table.lists
     columns: list[list[Any]] = []
     for place, kind in enumerate(kinds):
+        quick = _quick_column(table, place, kind)
+        if quick is not None:
+            columns.append(quick)
+            continue
         column = []
         for number, row in enumerate(rows):
             try:
@@ -388,6 +500,16 @@ def columns_of(table: Table, schema: Schema) -> list[list[Any]]:
                 raise BadInput(f"{where}{name}: {exact.shown(row[place])} {misfit}.") from misfit
         columns.append(column)
     return columns
+
+
+def _quick_column(table: Table, place: int, kind: Kind) -> list[Any] | None:
+    """A column of an array of numbers as float64; None where each value is to be looked at."""
+    if not isinstance(table.rows, np.ndarray) or not isinstance(kind, (Number, AsFloat)):
+        return None
+    column = table.rows[:, place]
+    if column.dtype.kind == "i" and column.itemsize > _EXACT_BYTES and (np.abs(column) >= _EXACT).any():
+        return None
+    return column.astype(float).tolist() if column.dtype.kind in "if" else None
 
 
 def matrix_of(table: Table, absent: float = 0.0) -> np.ndarray[Any, Any]:
@@ -416,11 +538,15 @@ def matrix_of(table: Table, absent: float = 0.0) -> np.ndarray[Any, Any]:
 
 def _floats(rows: Any, is_csv: bool) -> np.ndarray[Any, Any] | None:
     """The usual case, in a few calls; None where a field has to be looked at more closely."""
+    if not is_csv and any(isinstance(value, str) for row in rows if isinstance(row, list) for value in row):
+        return None
     try:
         matrix = np.array([list(map(float, row)) for row in rows] if is_csv else rows, dtype=float)
     except (TypeError, ValueError, OverflowError):
         return None
-    is_close_look_due = is_csv and (np.isinf(matrix).any() or any("_" in field for row in rows for field in row))
+    is_close_look_due = is_csv and (
+        np.isinf(matrix).any() or not all(exact.is_plain(field) for row in rows for field in row)
+    )
     return None if is_close_look_due else matrix
 
 

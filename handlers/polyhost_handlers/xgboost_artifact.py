@@ -14,16 +14,17 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from polyhost_handlers.artifacts import is_old_binary, is_pickle
 from polyhost_handlers.compression import uncompressed
 from polyhost_handlers.errors import LoadFailed, is_out_of_memory, load_errors_named, sentence_of
 from polyhost_handlers.xgboost_binary import BINARY_MARK, check_binary, release_of_binary
-from polyhost_handlers.xgboost_document import check_document, release_of_document
+from polyhost_handlers.xgboost_document import read_document, release_of_document
 from polyhost_handlers.xgboost_pickle import pickled_booster
 from polyhost_handlers.xgboost_releases import (
     NEWEST_KNOWN,
+    WRITES_AS_NOW,
     Learner,
     Release,
     starts_of,
@@ -37,6 +38,13 @@ _OLD_SNAPSHOT = b"CONFIG-offset:"
 _JSON_SNAPSHOT = b'{"Config":'
 _UBJSON_SNAPSHOT = b"{L\0\0\0\0\0\0\0\x06Config"
 _UBJSON_MODEL = b"L\0\0\0\0\0\0\0\x05Model"
+
+
+class Written(NamedTuple):
+    """A model in UBJSON, and what was read of it."""
+
+    data: bytes
+    document: Any
 
 
 @contextlib.contextmanager
@@ -56,9 +64,9 @@ def load_booster(path: Path) -> Any:
     """
     An `xgboost.Booster` that predicts on one thread.
 
-    Three attributes are our own: its `kind` is gbtree, dart or gblinear; its `release` wrote it; its `starts` are what
-    each row's prediction begins with, shape (outputs,), or None where XGBoost knows it. Raises LoadFailed or
-    MemoryError.
+    Four attributes are our own: its `kind` is gbtree, dart or gblinear; its `release` wrote it; its `starts` are what
+    each row's prediction begins with, shape (outputs,), or None where XGBoost knows it; and of `written`, where it is
+    not None, XGBoost would write the same trees. Raises LoadFailed or MemoryError.
     """
     data = path.read_bytes()
     what = f"{path.name} is not a readable XGBoost model"
@@ -136,22 +144,26 @@ def _booster_of(data: bytes) -> Any:
     from xgboost.core import _LIB
 
     with _silence(_LIB):
-        learner = _checked(data)
+        learner, document = _checked(data)
         if learner.release[:2] > max(NEWEST_KNOWN, installed_release()[:2]):
             raise BrokenModel(f"models of releases after {written(NEWEST_KNOWN)} may be computed differently")
         if learner.objective == "reg:gamma":
             amended = with_gamma_parameters(data)
             if amended != data:
-                data, learner = amended, _checked(amended)
+                data, (learner, document) = amended, _checked(amended)
         booster = _loaded(data)
+        if learner.lacks_rounds:
+            booster, document = _with_rounds_counted(booster), None
     booster.kind = learner.booster
     booster.release = learner.release
     booster.starts = starts_of(learner)
+    is_as_now = document is not None and learner.release >= WRITES_AS_NOW
+    booster.written = Written(data, document) if is_as_now else None
     return booster
 
 
-def _checked(data: bytes) -> Learner:
-    return check_document(data) if _is_document(data) else check_binary(data)
+def _checked(data: bytes) -> tuple[Learner, Any]:
+    return read_document(data) if _is_document(data) else (check_binary(data), None)
 
 
 def _loaded(data: bytes) -> Any:
@@ -172,3 +184,10 @@ def _loaded(data: bytes) -> Any:
     _check_call(_LIB.XGBoosterLoadModelFromBuffer(handle, data, ctypes.c_uint64(len(data))))
     booster.num_features()  # configures it: what does not fit together is an error of the load, not of a request
     return booster
+
+
+def _with_rounds_counted(booster: Any) -> Any:
+    """A model without trees, once more from the old binary format: of it, XGBoost counts the rounds itself."""
+    counted = _loaded(bytes(booster.save_raw("deprecated")))
+    counted.feature_names = booster.feature_names  # which the old format leaves out
+    return counted

@@ -91,7 +91,7 @@ class _Walk:
         self._skip(trees * 4)
         if not ((group_of_tree >= 0) & (group_of_tree < groups)).all():
             raise BrokenModel("a tree is of no class")
-        # Of each node: its parent, its children, its feature, its value.
+        # Each node has its parent, its children, its feature and its value.
         parents, left, right, splits, _ = np.frombuffer(b"".join(parts), "<i4").reshape(-1, 5).T
         nodes_of_all = np.stack([left, right, parents & _WITHOUT_FLAG, splits & _WITHOUT_FLAG])
         check_trees(Trees(np.array(sizes, np.int64), nodes_of_all), features)

@@ -27,6 +27,11 @@ def check_document(data: bytes | bytearray) -> Learner:
 
     Raises BrokenModel.
     """
+    return read_document(data)[0]
+
+
+def read_document(data: bytes | bytearray) -> tuple[Learner, Any]:
+    """As `check_document`; with the document where all its trees are `Trees`, of one known layout, else with None."""
     try:
         document = _read(data)
         learner = document["learner"]
@@ -35,20 +40,24 @@ def check_document(data: bytes | bytearray) -> Learner:
         features = int(parameters["num_feature"])
         counts = [int(parameters.get(name, 1)) for name in ("num_class", "num_target")]
         groups = groups_of(counts, len(data))
-        for model in (booster.get("model"), booster.get("gbtree", {}).get("model")):
-            if model is not None:
-                _check_model(model, features, groups)
-        return Learner(
+        both = booster.get("model"), booster.get("gbtree", {}).get("model")
+        models = [model for model in both if model is not None]
+        for model in models:
+            _check_model(model, features, groups)
+        said = Learner(
             booster=_text(booster["name"]),
             objective=_text(learner["objective"]["name"]),
             release=_release_in(document),
             base_scores=base_scores_of(_text(parameters["base_score"])),
             groups=groups,
+            lacks_rounds=any(map(_lacks_rounds, models)),
         )
     except BrokenModel:
         raise
     except _NOT_A_MODEL as error:
         raise BrokenModel(f"the document is not an XGBoost model ({type(error).__name__}: {error})") from error
+    is_plain = all(isinstance(model.get("trees"), Trees) for model in models)
+    return said, document if is_plain else None
 
 
 def release_of_document(data: bytes | bytearray) -> Release:
@@ -103,6 +112,11 @@ def _check_model(model: Mapping[str, Any], features: int, groups: int) -> None:
         check_trees(_shape(trees[start : start + TREES_AT_ONCE]), features)
     for tree in trees:
         _check_categories(tree)
+
+
+def _lacks_rounds(model: Mapping[str, Any]) -> bool:
+    """Whether a model of trees has no rounds. A linear model needs none."""
+    return "trees" in model and len(model["trees"]) == len(model.get("iteration_indptr", ())) == 0
 
 
 def check_trees(trees: Trees, features: int) -> None:

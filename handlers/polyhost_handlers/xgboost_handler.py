@@ -9,55 +9,67 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polyhost_handlers import codecs
 from polyhost_handlers.artifacts import files_of, is_booster
 from polyhost_handlers.base import Handler, ModelSource, Request, Response, entry_point
-from polyhost_handlers.codecs import CSV, JSON, JSONLINES, LIBSVM, NPY, NPZ, RECORDIO, Matrix
+from polyhost_handlers.codecs import Matrix
+from polyhost_handlers.compiled.rows import INPUTS, OUTPUTS, PlainRows, Shape, Way, number_body, row_accept
+from polyhost_handlers.compiled.trees import CompiledTrees, view_of
 from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed, Unparseable, is_out_of_memory, sentence_of
 from polyhost_handlers.libsvm import FIRST_INDEX, decode_libsvm, first_index_of
+from polyhost_handlers.media_types import (
+    CSV,
+    JSON,
+    JSONLINES,
+    LIBSVM,
+    RECORDIO,
+    choose_accept,
+    decoder_for,
+    header_of,
+)
 from polyhost_handlers.recordio import decode_recordio, encode_recordio
+from polyhost_handlers.signature import UNNAMED_OUTPUT, Signature, inputs_of_table, output_of_rows
 from polyhost_handlers.tables import Schema
 from polyhost_handlers.xgboost_artifact import load_booster
-from polyhost_handlers.xgboost_predict import predictor_of
+from polyhost_handlers.xgboost_predict import CompiledPredictor, Predictor, predictor_of
 from polyhost_handlers.xgboost_selection import select
 
-_INPUTS = (CSV, LIBSVM, RECORDIO, JSON, JSONLINES, NPY, NPZ)
-_OUTPUTS = (JSON, CSV, JSONLINES, RECORDIO)
 _VOTING_OBJECTIVES = ("multi:softmax", "binary:hinge")
 
 
-# Numbers and commas alone. What else may stand in a row goes the long way, which says what is wrong with it.
-_NUMBER = rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
-_PLAIN_ROW = re.compile(rb"%b(?:,%b)*\n?" % (_NUMBER, _NUMBER))
-_MAX_REMEMBERED = 64
+class Objective(NamedTuple):
+    """`classes`: 0 where there are none."""
+
+    name: str
+    classes: int
 
 
 class XGBoostHandler(Handler):
     kind = "xgboost"
 
-    def __init__(self, boosters: list[Any], source: ModelSource) -> None:
-        self._predictors = [predictor_of(booster) for booster in boosters]
-        self._features = int(boosters[0].num_features())
+    def __init__(
+        self, predictors: list[Predictor], features: int, names: tuple[str, ...], objective: Objective | None,
+        source: ModelSource,
+    ) -> None:  # fmt: skip
+        """`names`: of the features, none for a model without. `objective`: None where it is not needed."""
+        self._predictors = predictors
+        self._features = features
+        self._names = names
         self._libsvm_first_index = first_index_of(source.environ.get(FIRST_INDEX, ""))
-        self._schema = Schema(self._features, tuple(boosters[0].feature_names or ()) or None, absent=math.nan)
-        selected = source.environ.get("SAGEMAKER_INFERENCE_OUTPUT", "")
-        self._selected = [key for key in selected.replace(" ", "").lower().split(",") if key]
-        # What only these ask for: reading it costs a fifth of the load of a small model.
-        is_asked = self._selected or len(boosters) > 1
-        self._objective, self._classes = _objective_of(boosters[0]) if is_asked else ("", 0)
+        self._schema = Schema(self._features, names or None, absent=math.nan)
+        self._selected = _selected_by(source)
+        self._objective, self._classes = objective or Objective("", 0)
         self._is_multi_model = source.is_multi_model
         self._is_batch = bool(source.environ.get("SAGEMAKER_BATCH"))
         self._default_accept = source.default_accept(JSON if self._is_multi_model else CSV)
-        # Whether a row's answer is a bare number; and how it is sent, by Content-Type and Accept (None: the long way).
-        self._is_plain = self._is_multi_model and len(boosters) == 1 and not self._selected and not self._is_batch
-        self._row_accepts: dict[tuple[str, str], str | None] = {}
+        # Whether a row's answer is a bare number.
+        self._is_plain = self._is_multi_model and len(predictors) == 1 and not self._selected and not self._is_batch
 
     @classmethod
     def load(cls, source: ModelSource) -> XGBoostHandler:
@@ -66,22 +78,37 @@ class XGBoostHandler(Handler):
             paths = paths[:1]
         _import_without_pandas()
         boosters = [load_booster(path) for path in paths]
-        if len(boosters) > 1 and len({(booster.num_features(), _objective_of(booster)[1]) for booster in boosters}) > 1:
+        if (
+            len(boosters) > 1
+            and len({(booster.num_features(), _objective_of(booster).classes) for booster in boosters}) > 1
+        ):
             names = ", ".join(path.name for path in paths)
             raise LoadFailed(f"Unable to load model: {names} differ in features or classes, so they are no ensemble.")
         if len({tuple(booster.feature_names or ()) for booster in boosters}) > 1:
             names = ", ".join(path.name for path in paths)
             raise LoadFailed(f"Unable to load model: {names} differ in their features' names or in the order of these, "
                              "so they are no ensemble.")  # fmt: skip
-        return cls(boosters, source)
+        first = boosters[0]
+        # What only these ask for: reading it costs a fifth of the load of a small model.
+        objective = _objective_of(first) if _selected_by(source) or len(boosters) > 1 else None
+        predictors = [predictor_of(booster) for booster in boosters]
+        return cls(predictors, int(first.num_features()), tuple(first.feature_names or ()), objective, source)
+
+    @classmethod
+    def of_compiled(cls, address: int, count_bytes: int, source: ModelSource) -> XGBoostHandler:
+        both = view_of(address, count_bytes)
+        end = Shape.at(address).count_bytes
+        trees, names = CompiledTrees(both[:end]), both[end:].tobytes()
+        predictors: list[Predictor] = [CompiledPredictor(trees)]
+        return cls(predictors, trees.features, tuple(json.loads(names)) if names else (), None, source)
 
     def predict(self, request: Request) -> Response:
-        if self._is_plain and _PLAIN_ROW.fullmatch(request.body):
+        if self._is_plain:
             answer = self._answer_of_row(request)
             if answer is not None:
                 return answer
         codecs.require_body(request.body)
-        accept = codecs.choose_accept(request.accept, _OUTPUTS, self._default_accept)
+        accept = choose_accept(request.accept, OUTPUTS, self._default_accept)
         rows = self._decode(request)
         try:
             prediction = self._predict(rows)
@@ -93,32 +120,39 @@ class XGBoostHandler(Handler):
 
     def _answer_of_row(self, request: Request) -> Response | None:
         """To one row of CSV, which is what is asked most: as the long way answers it, or None to go that way."""
-        kinds = request.content_type, request.accept
-        accept = self._row_accepts.get(kinds, "")
-        if accept is None:
+        accept = row_accept(request.content_type, request.accept, self._default_accept)
+        value = self._predictors[0].predict_csv_row(request.body) if accept else None
+        return None if value is None or accept is None else Response(number_body(value, accept), accept)
+
+    def plain_rows(self) -> PlainRows | None:
+        predictor = self._predictors[0]
+        if not self._is_plain or not isinstance(predictor, CompiledPredictor):
             return None
-        if not accept:
-            accept = codecs.choose_accept(request.accept, _OUTPUTS, self._default_accept)
-            is_csv = codecs.decoder_for(request.content_type, _INPUTS) == CSV
-            if len(self._row_accepts) < _MAX_REMEMBERED:
-                self._row_accepts[kinds] = accept if is_csv and accept in (CSV, JSON) else None
-            return None
-        value = self._predictors[0].predict_row(list(map(float, request.body.split(b","))))
-        if value is None or not math.isfinite(value):
-            return None
-        if accept == JSON:
-            return Response(b"[%b]" % repr(value).encode(), JSON)
-        return Response(repr(value).encode(), CSV)
+        names = json.dumps(self._names).encode() if self._names else b""
+        return PlainRows(predictor.blob(), names, self._default_accept)
+
+    def way(self) -> Way:
+        """How an ensemble predicts: compiled, where all its boosters are."""
+        ways = [predictor.way for predictor in self._predictors]
+        return next((way for way in ways if not way.is_compiled), ways[0])
+
+    def signature(self) -> Signature:
+        """Answers of which parts were chosen are told by nobody's artifact."""
+        inputs = inputs_of_table(self._features, self._names, ["FP32"])
+        if self._selected:
+            return Signature(inputs)
+        shape = self._predict(np.zeros((1, self._features), np.float32)).shape
+        return Signature(inputs, output_of_rows("FP64", shape, UNNAMED_OUTPUT if self._is_multi_model else "score"))
 
     def _decode(self, request: Request) -> Matrix:
-        content_type = codecs.decoder_for(request.content_type, _INPUTS)
+        content_type = decoder_for(request.content_type, INPUTS)
         try:
             if content_type == LIBSVM:
                 return decode_libsvm(request.body, self._features, self._libsvm_first_index)
             if content_type == RECORDIO:
                 rows = decode_recordio(request.body, self._features)
             else:
-                header = codecs.header_of(request.content_type)
+                header = header_of(request.content_type)
                 return codecs.decode_matrix(request.body, content_type, self._schema, header)
         except Unparseable as error:
             raise _Unparseable415(error) from error
@@ -198,10 +232,15 @@ def _booster_files(model_dir: Path) -> list[Path]:
     return found
 
 
-def _objective_of(booster: Any) -> tuple[str, int]:
-    """Its objective's name and how many classes, 0 where there are none."""
+def _selected_by(source: ModelSource) -> list[str]:
+    """What an answer is to have of a prediction, where that was chosen."""
+    selected = source.environ.get("SAGEMAKER_INFERENCE_OUTPUT", "")
+    return [key for key in selected.replace(" ", "").lower().split(",") if key]
+
+
+def _objective_of(booster: Any) -> Objective:
     learner = json.loads(booster.save_config())["learner"]
-    return str(learner["objective"]["name"]), int(learner["learner_model_param"].get("num_class", 0))
+    return Objective(str(learner["objective"]["name"]), int(learner["learner_model_param"].get("num_class", 0)))
 
 
 def _most_common(votes: np.ndarray[Any, Any]) -> Any:

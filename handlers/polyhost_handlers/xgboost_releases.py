@@ -6,6 +6,7 @@ What XGBoost's releases write differently from the one that is installed, and wh
   with each request instead (its `base_margin`); that also serves several classes, targets and quantiles.
 * 1.0 to 1.2, binary:logitraw: these releases began with the logit of `base_score`, later ones with itself.
 * Before 1.6: no model said how many trees a round has, so the rounds of a forest are counted by its trees.
+* Before 2.0: a model without trees did not say that it has no rounds. 3.0 loads it and then fails at each prediction.
 * Before 2.1, reg:gamma: it had no parameters, and 3.0 reads no model without them.
 """
 
@@ -28,6 +29,8 @@ Release = tuple[int, ...]
 # The newest release whose models are compared with ours, bit for bit (tests/data/xgboost).
 NEWEST_KNOWN: Release = (3, 2)
 _LISTS_BASE_SCORES: Release = (3, 1)
+# From here on, what is written of trees is the same in each release.
+WRITES_AS_NOW: Release = (2, 1)
 ROUNDS_ARE_KNOWN: Release = (1, 6)
 
 
@@ -42,6 +45,8 @@ class Learner:
     base_scores: tuple[float, ...]
     # How many numbers a row's prediction takes before the objective makes an answer of them.
     groups: int
+    # Whether it has no trees, and does not say either that it has no rounds.
+    lacks_rounds: bool = False
 
 
 def written(release: Release) -> str:
@@ -63,7 +68,16 @@ def starts_of(learner: Learner) -> np.ndarray[Any, Any] | None:
         return _logit(_filled(learner.base_scores, learner.groups))
     if learner.release < _LISTS_BASE_SCORES:
         return None
-    # Of several, gblinear takes the first for all its outputs.
+    return margins_of(learner)
+
+
+def margins_of(learner: Learner) -> np.ndarray[Any, Any]:
+    """
+    What each row's prediction begins with by the rules of the learner's own release, shape (groups,).
+
+    Raises BrokenModel.
+    """
+    # gblinear takes the first of several scores for all its outputs.
     scores = learner.base_scores[:1] if learner.booster == "gblinear" else learner.base_scores
     starts = _link_of(learner)(_filled(scores, learner.groups))
     if np.isnan(starts).any():

@@ -19,7 +19,7 @@ _MAX_DEPTH = 32  # XGBoost's own documents have fewer than 12 levels
 _LENGTH = struct.Struct(">q")
 _OBJECT, _OBJECT_END, _ARRAY, _ARRAY_END = b"{}[]"
 _TYPED, _COUNTED, _TEXT, _LENGTH_TYPE = b"$#SL"
-# Of UBJSON's types those that XGBoost writes.
+# The types of UBJSON that XGBoost writes.
 _NUMBERS = {
     kind: struct.Struct(form) for kind, form in zip(b"iUIlLdD", (">b", ">B", ">h", ">i", ">q", ">f", ">d"), strict=True)
 }
@@ -43,6 +43,8 @@ class Trees:
     sizes: Array
     # Rows: left child, right child, parent, feature; columns: the nodes, one tree after another.
     nodes: Array
+    # Where in the document the thresholds of each tree begin (row 0), and which way its missing values go (row 1).
+    value_begins: Array | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -96,10 +98,12 @@ def _value(data: Document, at: int, depth: int) -> tuple[Any, int]:
 
 
 def _members(data: Document, at: int, depth: int) -> tuple[dict[str, Any], int]:
-    members = {}
+    members: dict[str, Any] = {}
     while data[at] != _OBJECT_END:
         count, at = _length(data, at)
         name = data[at : at + count].decode()
+        if name in members:  # XGBoost might take the other one
+            raise BrokenModel(f"it has two values of one name at byte {at}")
         members[name], at = _value(data, at + count, depth)
     return members, at + 1
 
@@ -179,6 +183,7 @@ _MEMBERS = {
     "sum_hessian": (b"d", 4),
 }
 _SHAPE = ("left_children", "right_children", "parents", "split_indices")
+_VALUES = ("split_conditions", "default_left")
 
 
 def _named(name: str, value: bytes = b"") -> bytes:
@@ -219,12 +224,12 @@ class _Layout:
         self.end = per_node, offset
         self._words = np.frombuffer(b"".join(literals), "u8")
         self._counts = len(counts)
-        self._columns = len(_SHAPE)
-        self._places = np.array([*(columns[name] for name in _SHAPE), *counts, *words]).T
+        self._columns = len(_SHAPE + _VALUES)
+        self._places = np.array([*(columns[name] for name in _SHAPE + _VALUES), *counts, *words]).T
 
     def begins(self, begins: Array, id_ends: Array, sizes: Array, data: Document) -> Array | None:
         """
-        Where the arrays of `_SHAPE` begin, a row for each tree; None where other bytes are between the arrays.
+        Where the arrays of `_SHAPE` and `_VALUES` begin, a row for each tree; None where other bytes are between them.
 
         All that the trees hold must lie within the data.
         """
@@ -284,7 +289,20 @@ def _plain_trees(data: Document, at: int, count: int) -> tuple[Trees, int] | Non
         if places is None:
             return None
         parts.append(places)
-    node_counts, columns = np.array(sizes), np.concatenate(parts).T
+    node_counts, places = np.array(sizes), np.concatenate(parts).T
+    columns, value_begins = places[: len(_SHAPE)], places[len(_SHAPE) :]
     ends = (columns + 4 * node_counts).ravel().tolist()
     values = b"".join([data[begin:end] for begin, end in zip(columns.ravel().tolist(), ends, strict=True)])
-    return Trees(node_counts, np.frombuffer(values, ">i4").astype(np.int32).reshape(len(_SHAPE), -1)), at
+    shape = np.frombuffer(values, ">i4").astype(np.int32).reshape(len(_SHAPE), -1)
+    return Trees(node_counts, shape, value_begins), at
+
+
+def values_of(trees: Trees, data: Document) -> tuple[Array, Array]:
+    """Of `trees` that were read from `data`: each node's threshold or leaf value; 1 where missing values go left."""
+    assert trees.value_begins is not None
+    sizes = trees.sizes
+    thresholds, directions = (
+        b"".join([data[begin : begin + width * size] for begin, size in zip(begins, sizes, strict=True)])
+        for begins, width in zip(trees.value_begins, (4, 1), strict=True)
+    )
+    return np.frombuffer(thresholds, ">f4").astype(np.float32), np.frombuffer(directions, np.uint8)

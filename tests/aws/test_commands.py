@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import pytest
 from conftest import ROOT
@@ -25,19 +26,24 @@ POLYHOST = [sys.executable, "-m", "polyhost"]
 def in_terminal(*arguments: str, environ: Mapping[str, str]) -> tuple[bytes, str]:
     """What a command printed, and what the terminal that is its stderr has shown."""
     leader, follower = pty.openpty()
-    done = subprocess.run(
+    with open(leader, "rb", buffering=0) as terminal, subprocess.Popen(
         [*POLYHOST, *arguments], env={**os.environ, "TERM": "xterm", "COLUMNS": "120", **environ},
-        stdout=subprocess.PIPE, stderr=follower, check=True, timeout=60,
-    )  # fmt: skip
-    os.close(follower)
-    shown = b""
-    with open(leader, "rb", buffering=0) as terminal:
-        try:
-            while chunk := terminal.read(65536):
-                shown += chunk
-        except OSError:  # how a terminal ends
-            pass
-    return done.stdout, shown.decode()
+        stdout=subprocess.PIPE, stderr=follower,
+    ) as process:  # fmt: skip
+        os.close(follower)
+        # Read while it runs: a terminal that nobody reads holds a command up.
+        shown = b"".join(iter(functools.partial(read_of, terminal), b""))
+        printed, _ = process.communicate()
+    assert process.returncode == 0, shown
+    return printed, shown.decode()
+
+
+def read_of(terminal: IO[bytes]) -> bytes:
+    """What it has shown next; nothing at its end."""
+    try:
+        return terminal.read(65536)
+    except OSError:  # how a terminal ends
+        return b""
 
 
 def test_a_terminal_shows_bars(samples_folder: Path, tmp_path: Path) -> None:
@@ -72,7 +78,7 @@ def test_the_server_starts_without_what_these_commands_need() -> None:
     code = "import json, sys, polyhost.cli; print(json.dumps(list(sys.modules)))"
     modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
 
-    assert "polyhost.aws.commands" in modules
+    assert "polyhost_aws.commands" in modules
     assert not {"boto3", "botocore", "docker", "requests", "rich"} & set(modules)
 
 
@@ -92,7 +98,7 @@ def test_bars_are_not_needed(home: EndpointServer, monkeypatch: pytest.MonkeyPat
     Without rich a terminal gets lines, and a hint.
     """
     monkeypatch.setitem(sys.modules, "rich.console", None)
-    monkeypatch.setattr("polyhost.aws.progress._is_terminal", lambda: True)
+    monkeypatch.setattr("polyhost_aws.progress._is_terminal", lambda: True)
 
     done = Shell({"AWS_ENDPOINT_URL_SAGEMAKER": home.url}).run("destroy", "none")
 

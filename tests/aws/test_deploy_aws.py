@@ -34,9 +34,7 @@ def made(cloud: Cloud) -> dict[str, list[str]]:
 
 
 def test_a_deployment_has_what_sagemaker_needs(cloud: Cloud) -> None:
-    """
-    The role by its name, the image by its digest, many models at one prefix, two instances; the tag is on all.
-    """
+    """The role by its name, the image by its digest, many models at one prefix, two instances; the tag is on all."""
     done = cloud.shell.run(*DEPLOY, "--env", "OMP_NUM_THREADS=1", "--handler", "xgboost", "--no-cache")
     assert "endpoint houses in us-east-1 is in service" in done.said
 
@@ -69,9 +67,7 @@ def test_a_deployment_has_what_sagemaker_needs(cloud: Cloud) -> None:
 
 
 def test_the_same_command_again_changes_nothing(cloud: Cloud) -> None:
-    """
-    It only looks; a tag of the image that was pushed anew is a change.
-    """
+    """It only looks; a tag of the image that was pushed anew is a change."""
     command = (*DEPLOY, "--autoscale", "1:4:100")
     assert "CreateEndpoint" in cloud.asked(lambda: cloud.shell.run(*command))
 
@@ -86,9 +82,7 @@ def test_the_same_command_again_changes_nothing(cloud: Cloud) -> None:
 
 
 def test_destroy_removes_all_that_was_made_and_only_that(cloud: Cloud) -> None:
-    """
-    Another deployment whose name begins alike stays, and so does what others have made by hand.
-    """
+    """Another deployment whose name begins alike stays, and so does what others have made by hand."""
     cloud.shell.run("deploy", "houses-2", "--models", "s3://our-models/", "--autoscale", "1:2:3")
     sagemaker = cloud.client("sagemaker")
     sagemaker.create_model(ModelName="houses-0123456789", PrimaryContainer={"Image": "i"}, ExecutionRoleArn=ROLE)
@@ -105,9 +99,7 @@ def test_destroy_removes_all_that_was_made_and_only_that(cloud: Cloud) -> None:
 
 
 def test_what_others_use_is_kept_and_said(cloud: Cloud) -> None:
-    """
-    A second endpoint on a deployment's configuration keeps it and its model.
-    """
+    """A second endpoint on a deployment's configuration keeps it and its model."""
     cloud.shell.run(*DEPLOY)
     (model,), (config,) = made(cloud)["models"], made(cloud)["configs"]
     cloud.client("sagemaker").create_endpoint(EndpointName="theirs", EndpointConfigName=config)
@@ -120,9 +112,7 @@ def test_what_others_use_is_kept_and_said(cloud: Cloud) -> None:
 
 
 def test_automatic_scaling(cloud: Cloud) -> None:
-    """
-    A target for each variant, tracked by invocations of an instance; other bounds are set, none removes it.
-    """
+    """A target for each variant, tracked by invocations of an instance; other bounds are set, none removes it."""
     scaling = cloud.client("application-autoscaling")
     variants = ("--variant", "a=9", "--variant", "b=1,instance-type=ml.c5.xlarge")
     cloud.shell.run(*DEPLOY, *variants, "--autoscale", "1:4:600")
@@ -147,9 +137,7 @@ def test_automatic_scaling(cloud: Cloud) -> None:
 
 
 def test_a_dry_run_prints_every_request_and_sends_none(cloud: Cloud) -> None:
-    """
-    What it prints is what is sent then, in that order.
-    """
+    """What it prints is what is sent then, in that order."""
     command = (*DEPLOY, "--autoscale", "1:4:100", "--first", "a.tar.gz", "--body", "1,2")
     empty = made(cloud)
 
@@ -179,9 +167,7 @@ def test_a_dry_run_prints_every_request_and_sends_none(cloud: Cloud) -> None:
 
 
 def test_a_dry_run_needs_no_aws() -> None:
-    """
-    Without credentials it shows a first deployment, and says what it could not look up.
-    """
+    """Without credentials it shows a first deployment, and says what it could not look up."""
     done = Shell({"AWS_REGION": REGION}).run(*DEPLOY, "--dry-run")
 
     assert [step["operation"] for step in done.json()] == [
@@ -192,9 +178,7 @@ def test_a_dry_run_needs_no_aws() -> None:
 
 
 def test_the_first_invocation_is_answered(cloud: Cloud) -> None:
-    """
-    The answer is what the command prints; here moto's.
-    """
+    """The answer is what the command prints; here moto's."""
     assert cloud.shell.run(*DEPLOY, "--first", "a.tar.gz", "--body", "1").out == "body\n"
 
 
@@ -227,9 +211,7 @@ OCI = "application/vnd.oci.image.manifest.v1+json"
 def test_what_is_wrong_is_said_before_anything_is_made(
     cloud: Cloud, options: tuple[str, ...], code: int, words: str
 ) -> None:
-    """
-    A sentence that says what to change, and nothing is there afterwards.
-    """
+    """A sentence that says what to change, and nothing is there afterwards."""
     cloud.put_image("polyhost", "oci", {**docker_manifest("oci"), "mediaType": OCI})
 
     done = cloud.shell.try_(*DEPLOY, *options)
@@ -239,9 +221,7 @@ def test_what_is_wrong_is_said_before_anything_is_made(
 
 
 def test_an_endpoint_that_was_not_deployed_so_is_left_alone(cloud: Cloud) -> None:
-    """
-    Neither `deploy` nor `destroy` touches one of the same name without the tag.
-    """
+    """Neither `deploy` nor `destroy` touches one of the same name without the tag."""
     sagemaker = cloud.client("sagemaker")
     sagemaker.create_model(ModelName="theirs", PrimaryContainer={"Image": "i"}, ExecutionRoleArn=ROLE)
     variant = {"VariantName": "a", "ModelName": "theirs", "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
@@ -288,9 +268,7 @@ def refused(server: Any, code: str, words: str) -> Done:
 
 
 def test_refusals_say_what_to_do(refusing: Any) -> None:
-    """
-    Quotas, permissions and credentials each have their own advice; anything else is told as AWS says it.
-    """
+    """Quotas, permissions and credentials each have their own advice; anything else is told as AWS says it."""
     for code, words, advice in [
         ("ResourceLimitExceeded", "The limit of ml.m5.xlarge is 0.", "Service Quotas"),
         ("AccessDeniedException", "User x may not", "docs/aws.md has the policies"),

@@ -34,9 +34,7 @@ def shell(home: EndpointServer) -> Shell:
 def test_a_folder_is_deployed_updated_and_destroyed(
     home: EndpointServer, shell: Shell, folder: Path, name: str
 ) -> None:
-    """
-    The first call is answered; again changes nothing; another variable is an update without traces of before.
-    """
+    """The first call is answered; again changes nothing; another variable is an update without traces of before."""
     shell.run("deploy", "other", "--models", str(folder))
     before = made(home)
     command = ("deploy", name, "--models", str(folder), "--first", "houston.tar.gz", "--body", HOUSE)
@@ -62,9 +60,7 @@ def test_a_folder_is_deployed_updated_and_destroyed(
 
 
 def test_variants_and_their_weights(home: EndpointServer, shell: Shell, folder: Path, name: str) -> None:
-    """
-    A canary with models of its own; what was shifted by hand is set right by the same command.
-    """
+    """A canary with models of its own; what was shifted by hand is set right by the same command."""
     (folder / "canary").mkdir()
     (folder / "canary" / "houston.tar.gz").write_bytes((folder / "boston.tar.gz").read_bytes())
     variants = ("--variant", "main=0.9", "--variant", f"canary=0.1,models={folder}/canary,instance-count=1")
@@ -89,9 +85,7 @@ def test_variants_and_their_weights(home: EndpointServer, shell: Shell, folder: 
 
 
 def test_scaling_and_roles_are_for_aws(shell: Shell, folder: Path, name: str) -> None:
-    """
-    The command that is meant for AWS deploys here too, and says what it passes over.
-    """
+    """The command that is meant for AWS deploys here too, and says what it passes over."""
     command = ("deploy", name, "--models", str(folder), "--role", "my-role", "--autoscale", "1:4:100")
 
     assert "--autoscale is passed over" in shell.run(*command).said
@@ -100,9 +94,7 @@ def test_scaling_and_roles_are_for_aws(shell: Shell, folder: Path, name: str) ->
 
 
 def test_what_the_server_refuses_is_told(home: EndpointServer, shell: Shell, tmp_path: Path, name: str) -> None:
-    """
-    A model that is not there, and an endpoint that is the server's own.
-    """
+    """A model that is not there, and an endpoint that is the server's own."""
     done = shell.try_("deploy", name, "--models", str(tmp_path), "--first", "none.tar.gz", "--body", "1")
     assert done.code == 6
     assert "is in service, but the first invocation failed" in done.said
@@ -123,9 +115,7 @@ def reading_s3(moto_url: str) -> Iterator[EndpointServer]:
 
 
 def test_a_bucket_is_served_at_home(cloud: Cloud, reading_s3: EndpointServer, samples_folder: Path, name: str) -> None:
-    """
-    Added, deployed, invoked, removed: from the data scientist's folder to an answer.
-    """
+    """Added, deployed, invoked, removed: from the data scientist's folder to an answer."""
     shell = Shell({"AWS_ENDPOINT_URL_S3": cloud.url, "AWS_ENDPOINT_URL_SAGEMAKER": reading_s3.url, **KEYS})
     prefix = ("--models", "s3://our-models/houses/")
     deploy = ("deploy", name, *prefix)

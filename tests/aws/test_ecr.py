@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from polyhost.aws import manifests
-from polyhost.aws.progress import Lines
-from polyhost.aws.push import ensure_docker_manifest
-from polyhost.aws.session import Aws
 from polyhost.errors import DeployFailed
+from polyhost_aws import manifests
+from polyhost_aws.progress import Lines
+from polyhost_aws.push import ensure_docker_manifest
+from polyhost_aws.session import Aws
 
 from aws.conftest import Cloud, docker_manifest
 

@@ -13,7 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 from moto.s3.models import s3_backends
 from polyhost.archives import unpack
-from polyhost.aws.models import AlreadyThere, place_of
+from polyhost_aws.models import AlreadyThere, place_of
 
 from aws.conftest import ACCOUNT, Cloud, Shell
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polyhost.aws import names
-from polyhost.aws.deploy import (
+from polyhost.errors import InvalidSetting
+from polyhost_aws import names
+from polyhost_aws.deploy import (
     Call,
     Found,
     FoundEndpoint,
@@ -20,7 +21,7 @@ from polyhost.aws.deploy import (
     plan_deploy,
     plan_destroy,
 )
-from polyhost.aws.wanted import (
+from polyhost_aws.wanted import (
     Autoscale,
     Deployment,
     Variant,
@@ -28,12 +29,9 @@ from polyhost.aws.wanted import (
     parse_environ,
     parse_variant,
 )
-from polyhost.errors import InvalidSetting
 from support.forms import examples
 
-ALL = Variant(
-    name="AllTraffic", weight=1, models="s3://b/p/", image="i", instance_type="ml.m5.large", instance_count=2
-)  # fmt: skip
+ALL = Variant(name="AllTraffic", weight=1, models="s3://b/p/", image="i", instance_type="ml.m5.large", instance_count=2)
 WANTED = Deployment(name="houses", role="arn:aws:iam::123456789012:role/any", variants=(ALL,))
 SCALED = dataclasses.replace(WANTED, autoscale=Autoscale(1, 4, 100))
 
@@ -314,6 +312,6 @@ def test_what_users_write() -> None:
         *((lambda text: parse_variant(text, ALL), bad) for bad in ("a", "a=-1", "a=x", "a=1,b=2", "a=1,models=")),
         (lambda text: parse_variant(text, ALL), "a=1,instance-count=0"),
         *((lambda text: parse_environ([text]), bad) for bad in ("A", "=1")),
-    ]:  # fmt: skip
+    ]:
         with pytest.raises(InvalidSetting):
             parse(bad)

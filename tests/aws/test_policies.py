@@ -30,9 +30,7 @@ def policy(name: str) -> dict[str, Any]:
 
 
 def test_aws_takes_them(cloud: Cloud) -> None:
-    """
-    Each is a policy, and the trust one a role's.
-    """
+    """Each is a policy, and the trust one a role's."""
     iam = cloud.client("iam")
     iam.create_role(RoleName="new", AssumeRolePolicyDocument=json.dumps(policy("execution-role-trust")))
     names = [path.stem for path in POLICIES.glob("*.json") if not path.stem.endswith("-trust")]
@@ -62,9 +60,7 @@ def user(cloud: Cloud, *names: str) -> Shell:
 
 
 def test_they_allow_all_that_the_commands_do(guarded: Cloud, samples_folder: Path) -> None:
-    """
-    The deployer deploys, scales and destroys, who keeps the models adds and removes; neither can do the other's.
-    """
+    """The deployer deploys, scales and destroys, who keeps the models adds and removes; neither can do the other's."""
     deployer, keeper = user(guarded, "deployer"), user(guarded, "models")
     requests.post(f"{guarded.url}/moto-api/reset-auth", data=b"0", timeout=30)
     add = ("models", "add", "--models", "s3://our-models/houses/", str(samples_folder / "houston"))
@@ -82,9 +78,7 @@ def test_they_allow_all_that_the_commands_do(guarded: Cloud, samples_folder: Pat
 
 
 def test_the_invoker_may_call_its_prefixes_alone(tmp_path: Path, samples_folder: Path) -> None:
-    """
-    Asked of a Polyhost with access control, which knows conditions: and the deployer deploys there with its keys.
-    """
+    """Asked of a Polyhost with access control, which knows conditions: and the deployer deploys there with its keys."""
     models = tmp_path / "models"
     for name in ("company_a/houston", "company_b/houston", "common/deep/er/houston"):
         (models / name).parent.mkdir(parents=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from polyhost.aws.roles import check_role, trusted_by, with_role
 from polyhost.errors import InvalidSetting
+from polyhost_aws.roles import check_role, trusted_by, with_role
 from support.principals import BERT, BOSTON_ONLY, ENDPOINT, INVOKE, House, caller, policy
 
 from aws.conftest import ACCOUNT, Cloud
@@ -122,6 +122,7 @@ def test_a_role_comes_with_its_policies(cloud: Cloud, house: House) -> None:
     *_, entry = json.loads(house.file.read_text())["roles"]
     assert entry == {
         "name": "new-york",
+        "path": "/",
         "may_be_assumed_by": [bert],
         "max_session_secs": 7200,
         "policies": [policy(Action="sagemaker:ListEndpoints"), ONLY_NEW_YORK],

@@ -131,9 +131,7 @@ def test_an_endpoint_of_polyhost_beside_one_of_sagemakers() -> None:
     """
     Ours has one namespace; what it is called, in which region and of which variant is told.
     """
-    body = Filled(
-        **SIZINGS, SecondNamespace="Polyhost", VariantName="blue", Region="eu-west-1", Period="60"
-    ).body  # fmt: skip
+    body = Filled(**SIZINGS, SecondNamespace="Polyhost", VariantName="blue", Region="eu-west-1", Period="60").body
     namespaces = {(line[3], line[0]) for line in metrics_of(body)}
     graphs = [widget["properties"] for widget in body["widgets"] if widget["type"] == "metric"]
 

@@ -74,6 +74,17 @@ def test_the_example_of_an_environment_is_valid(tmp_path: Path) -> None:
         Config.build({}, {**ENV, "POLYHOST_DRAIN_SECS": "0"})
 
 
+def test_models_are_confined_in_all_forms_of_deployment() -> None:
+    """
+    By the example's environment, which Compose and systemd read, by the unit itself and on Kubernetes.
+    """
+    unit = dict(re.findall(r"(?m)^Environment=(\w+)=(.*)$", UNIT))
+    for given in (ENV, unit, KUBERNETES["ConfigMap"]["data"]):
+        assert given["POLYHOST_HARDENED"] == "on"
+    assert "landlock_restrict_self" in re.search(r"(?m)^SystemCallFilter=(.*)$", UNIT)[1].split()
+    assert Config.build({}, {}).hardened is False
+
+
 def test_secrets_are_for_their_owner_and_made_once(secrets: Path) -> None:
     """
     Others cannot enter the folder; a second run changes nothing; what is made differs each time.
@@ -99,7 +110,8 @@ def production(tmp_path: Path, samples_folder: Path, secrets: Path) -> Iterator[
     """A server with the example's environment, in folders of its own; and who may call."""
     folder = fill(tmp_path / "models", ["houston.tar.gz"], samples_folder / "houston.tar.gz")
     file = secrets / "polyhost" / "principals.json"
-    server = EndpointServer("native", folder, environ={**ENV, "POLYHOST_MODELS": "", "POLYHOST_AUTH_FILE": str(file)})
+    environ = {**ENV, "POLYHOST_MODELS": "", "POLYHOST_AUTH_FILE": str(file)}
+    server = EndpointServer("native", folder, environ=environ, model_root="/opt/ml/models")
     yield server, {user["name"]: user for user in json.loads(file.read_text())["users"]}
     assert server.stop() == 0, server.process.log
 
@@ -143,7 +155,9 @@ def test_the_health_check_is_for_http_and_fails_when_nobody_answers(
         told = {"POLYHOST_PORT": str(port), **environ}
         return subprocess.run(check, env=told, capture_output=True, check=False).returncode == 0
 
-    assert healthy(server.port)
+    server.process.wait_for_line("ready for requests")
+    # Compose asks again and again, too: one answer may be late.
+    assert any(healthy(server.port) for _ in range(10))
     assert not healthy(server.port, POLYHOST_TLS_CERT="/etc/polyhost/tls.crt")
     assert not healthy(1)
 
@@ -205,14 +219,28 @@ def test_whoever_stops_it_waits_longer_than_it_drains() -> None:
     Compose, systemd and Kubernetes kill after the last request has had its time.
     """
     drain_secs = int(ENV["POLYHOST_DRAIN_SECS"])
+    unready_secs = int(settings_of((DEPLOY / "polyhost.env.example").read_text(), "#")["POLYHOST_UNREADY_SECS"])
     pod = KUBERNETES["Deployment"]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    before_stop_secs = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    settings = KUBERNETES["ConfigMap"]["data"]
 
-    assert int(COMPOSE["services"]["polyhost"]["stop_grace_period"].removesuffix("s")) > drain_secs + 5
-    assert int(re.findall(r"(?m)^TimeoutStopSec=(\d+)$", UNIT)[0]) > drain_secs + 5
-    assert KUBERNETES["ConfigMap"]["data"]["POLYHOST_DRAIN_SECS"] == str(drain_secs)
-    assert pod["terminationGracePeriodSeconds"] > drain_secs + before_stop_secs + 5
+    longest_secs = unready_secs + drain_secs + 5
+    assert int(COMPOSE["services"]["polyhost"]["stop_grace_period"].removesuffix("s")) > longest_secs
+    assert int(re.findall(r"(?m)^TimeoutStopSec=(\d+)$", UNIT)[0]) > longest_secs
+    assert settings["POLYHOST_DRAIN_SECS"] == str(drain_secs)
+    assert settings["POLYHOST_UNREADY_SECS"] == str(unready_secs)
+    assert pod["terminationGracePeriodSeconds"] > longest_secs
+
+
+def test_who_asks_whether_the_server_is_ready() -> None:
+    """
+    Compose and Kubernetes by /ready, systemd by being told; whether it lives is /ping's.
+    """
+    (container,) = KUBERNETES["Deployment"]["spec"]["template"]["spec"]["containers"]
+    paths = {kind: container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
+
+    assert paths == {"startup": "/ping", "readiness": "/ready", "liveness": "/ping"}
+    assert '/ready"' in COMPOSE["services"]["polyhost"]["healthcheck"]["test"][-1]
+    assert settings_of(UNIT).items() >= {"Type": "notify", "NotifyAccess": "main"}.items()
 
 
 def test_the_unit_gives_models_less_than_it_may_have() -> None:
@@ -244,7 +272,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
 
 def test_kubernetes_gives_what_the_server_asks_for() -> None:
     """
-    One server at a time on its state, probes of /ping, a hardened pod, and mounts where the settings point.
+    One server at a time on its state, a hardened pod, and mounts where the settings point.
     """
     deployment = KUBERNETES["Deployment"]["spec"]
     pod = deployment["template"]["spec"]
@@ -255,8 +283,6 @@ def test_kubernetes_gives_what_the_server_asks_for() -> None:
     Config.build({}, settings)
     assert (deployment["replicas"], deployment["strategy"]["type"]) == (1, "Recreate")
     assert {settings["POLYHOST_STATE_DIR"], str(Path(settings["POLYHOST_AUTH_FILE"]).parent), "/tmp"} == mounts
-    probes = [container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")]
-    assert {probe["httpGet"]["path"] for probe in probes} == {"/ping"}
     assert pod["securityContext"]["runAsNonRoot"]
     assert container["securityContext"]["readOnlyRootFilesystem"]
     # A Service named polyhost would set POLYHOST_PORT=tcp://…

@@ -35,10 +35,11 @@ CHOSEN = {
     "$instance": ".*",
     "$endpoint": ".*",
     "$variant": ".*",
-    "$__rate_interval": "1m",
-    "$__range": "1m",
+    "$__rate_interval": "5m",
+    "$__range": "5m",
 }
-SCRAPE_SECS = 20
+# Until when it must have been seen. A server that is too busy to answer a scrape is scraped again.
+SCRAPE_SECS = 120
 
 HOLDS_MEMORY = """
 def model_fn(model_dir):
@@ -97,7 +98,7 @@ class Prometheus:
         self.port = free_port()
         # As it is deployed, but for the address, the token's file and how often.
         config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"}
+        config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "500ms"}
         config["rule_files"] = [str(DEPLOY / "prometheus" / "rules.yml")]
         config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{target}"]}]
         (folder / "token").write_text("nobody asks for it here")
@@ -115,11 +116,15 @@ class Prometheus:
         assert answer.status == 200, f"{expression}: {answer.text}"
         return list(answer.json()["data"]["result"])
 
-    def wait_for(self, expression: str) -> None:
-        """Until it has scraped so much: Prometheus tells nobody when it does."""
-        deadline = time.monotonic() + SCRAPE_SECS
-        while not self.ask(expression):
-            assert time.monotonic() < deadline, f"{expression}: not within {SCRAPE_SECS} s\n{self.process.log}"
+    def wait_for(self, *expressions: str) -> None:
+        """
+        Until each has had an answer: Prometheus tells nobody when it has scraped.
+
+        What it asks at a moment when a scrape has failed has none, and the next one has.
+        """
+        deadline, left = time.monotonic() + SCRAPE_SECS, expressions
+        while left := tuple(one for one in left if not self.ask(one)):
+            assert time.monotonic() < deadline, f"{left}: not within {SCRAPE_SECS} s\n{self.process.log}"
             time.sleep(0.1)
 
 
@@ -132,7 +137,7 @@ def prometheus(server: Served, tmp_path_factory: pytest.TempPathFactory) -> Iter
         prometheus.wait_for("polyhost_invocations_total == 6")
         server.call_for_everything(2)
         prometheus.wait_for("polyhost_invocations_total == 12")
-        prometheus.wait_for("increase(polyhost_invocations_total[1m]) > 0")
+        prometheus.wait_for("increase(polyhost_invocations_total[5m]) > 0")
         yield prometheus
 
 
@@ -191,16 +196,14 @@ def test_every_panel_shows_something(prometheus: Prometheus) -> None:
     """
     Prometheus understands each expression, and has an answer after calls of each kind.
     """
-    assert {expression for expression in shown() if not prometheus.ask(expression)} == set()
+    prometheus.wait_for(*shown())
 
 
 def test_what_is_recorded_has_values(prometheus: Prometheus) -> None:
     """
     Each recording rule is evaluated by a real Prometheus, and none fails.
     """
-    for rule in RULES:
-        if "record" in rule:
-            prometheus.wait_for(rule["record"])
+    prometheus.wait_for(*(rule["record"] for rule in RULES if "record" in rule))
     groups = request(prometheus.port, "GET", "/api/v1/rules").json()["data"]["groups"]
 
     assert {
@@ -210,9 +213,9 @@ def test_what_is_recorded_has_values(prometheus: Prometheus) -> None:
 
 def test_every_alert_is_in_the_docs() -> None:
     """
-    docs/08-metrics.md says when each fires.
+    docs/metrics.md says when each fires.
     """
-    page = (ROOT / "docs" / "08-metrics.md").read_text()
+    page = (ROOT / "docs" / "metrics.md").read_text()
 
     documented = set(re.findall(r"(?m)^\| `(Polyhost\w+)` \|", page))
     assert documented == {rule["alert"] for rule in RULES if "alert" in rule}

@@ -2,41 +2,24 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import boto3
 import pytest
 from conftest import ROOT
+from support.moto import moto_server
 
 ACCESS_KEY = "AKIAPOLYHOSTTEST"
 SECRET_KEY = "0SecretOfTheTests/That+NobodyMaySee"
 _buckets = itertools.count()
 
-# Ends with its standard input, so with the tests. Pages of a hundred, where S3 has a thousand.
-_MOTO = """
-import logging, sys
-from moto.server import ThreadedMotoServer
-logging.getLogger("werkzeug").setLevel(logging.ERROR)
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print("http://%s:%s" % server.get_host_and_port(), flush=True)
-sys.stdin.read()
-"""
-
 
 @pytest.fixture(scope="session")
 def s3_url() -> Iterator[str]:
-    """Moto's own server, a process, all of AWS in one."""
-    environ = {**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": "100"}
-    command = [sys.executable, "-c", _MOTO]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        yield server.stdout.readline().strip()
-        server.stdin.close()
+    """Pages of twenty, where S3 has a thousand."""
+    with moto_server(MOTO_S3_DEFAULT_MAX_KEYS="20") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -63,15 +46,18 @@ def aws_environ(s3_url: str) -> dict[str, str]:
     return environ_for(s3_url)
 
 
-def environ_for(url: str) -> dict[str, str]:
+def environ_for(url: str, attempts: int = 5) -> dict[str, str]:
+    """
+    `attempts`: of each request. Moto answers 500 where an object is read while it is overwritten, as S3 never does.
+    """
     return {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": ":".join(str(ROOT / folder) for folder in ("container", "handlers")),
+        "PYTHONPATH": ":".join(str(ROOT / folder) for folder in ("container", "aws", "handlers")),
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_MAX_ATTEMPTS": str(attempts),
     }

@@ -2,8 +2,8 @@
 What tests/endpoint/test_sdk.py asks, done with the SageMaker Python SDK in an environment of its own.
 
 `python sdk_cases.py ENDPOINT_URL BUCKET_URL SAMPLES CASE …` prints one JSON object: what each case saw. The cases are
-written as notebooks are: only the session says where the endpoint is; and none waits, because the SDK sleeps for 30 s
-before it looks whether an endpoint is in service.
+written as notebooks are: only the session says where the endpoint is; and none waits as the SDK does, which
+sleeps for 30 s before it looks whether an endpoint is in service.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ warnings.simplefilter("ignore")
 import boto3  # noqa: E402
 import sagemaker  # noqa: E402
 from sagemaker import image_uris  # noqa: E402
+from sagemaker.async_inference import AsyncInferenceConfig, AsyncInferenceResponse  # noqa: E402
 from sagemaker.deserializers import JSONDeserializer  # noqa: E402
+from sagemaker.exceptions import AsyncInferenceModelError, ObjectNotExistedError  # noqa: E402
 from sagemaker.model import Model  # noqa: E402
+from sagemaker.model_monitor import DataCaptureConfig  # noqa: E402
 from sagemaker.multidatamodel import MultiDataModel  # noqa: E402
 from sagemaker.pipeline import PipelineModel  # noqa: E402
 from sagemaker.predictor import Predictor  # noqa: E402
@@ -66,6 +69,12 @@ def session() -> sagemaker.Session:
     session.s3_client = boto.client("s3", endpoint_url=BUCKET_URL)
     session.s3_resource = boto.resource("s3", endpoint_url=BUCKET_URL)
     return session
+
+
+def wait_for(sdk: sagemaker.Session, name: str) -> None:
+    """In service at the first look, unless the machine is very slow."""
+    waiter = sdk.sagemaker_client.get_waiter("endpoint_in_service")
+    waiter.wait(EndpointName=name, WaiterConfig={"Delay": 1})
 
 
 def multi_model(sdk: sagemaker.Session, name: str) -> tuple[MultiDataModel, Predictor]:
@@ -160,13 +169,17 @@ def deploy_pipeline() -> dict[str, Any]:
 
 
 def deploy_and_update() -> dict[str, Any]:
-    """One model, then the predictor's own update to a second one."""
+    """One model, whose requests are captured, then the predictor's own update to a second one."""
     sdk = session()
+    capture = DataCaptureConfig(True, sampling_percentage=50, destination_s3_uri=f"s3://{BUCKET}/captured")
     for name in ("houston", "boston"):
         url = upload(sdk, f"{name}.tar.gz", "sdk-single")
         model = Model(XGBOOST, url, ROLE, name=f"sdk-{name}", sagemaker_session=sdk, predictor_cls=Predictor)
         if name == "houston":
-            predictor = model.deploy(1, "ml.m5.large", endpoint_name="sdk-single", wait=False)
+            predictor = model.deploy(
+                1, "ml.m5.large", endpoint_name="sdk-single", wait=False, data_capture_config=capture
+            )
+            captured = sdk.sagemaker_client.describe_endpoint(EndpointName="sdk-single")["DataCaptureConfig"]
         else:
             model.create(instance_type="ml.m5.large")
     predictor.update_endpoint(
@@ -177,7 +190,7 @@ def deploy_and_update() -> dict[str, Any]:
     config = sdk.sagemaker_client.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
     predictor.delete_model()
     predictor.delete_endpoint()
-    return {"endpoint": endpoint, "config": config}
+    return {"endpoint": endpoint, "config": config, "captured": captured}
 
 
 def script_models(sdk: sagemaker.Session, name: str) -> tuple[MultiDataModel, Predictor]:
@@ -214,12 +227,10 @@ def not_here() -> dict[str, Any]:
     sdk = session()
     model = Model(XGBOOST, upload(sdk, "houston.tar.gz", "sdk-no"), ROLE, name="sdk-no", sagemaker_session=sdk)
     serverless = sagemaker.serverless.ServerlessInferenceConfig()
-    asynchronous = sagemaker.async_inference.AsyncInferenceConfig(output_path=f"s3://{BUCKET}/out")
     seen = {}
     for what, attempt in (
         ("serverless", lambda: model.deploy(serverless_inference_config=serverless)),
-        ("asynchronous", lambda: model.deploy(1, "ml.m5.large", async_inference_config=asynchronous)),
-        ("transform", sdk.sagemaker_client.list_transform_jobs),
+        ("training", sdk.sagemaker_client.list_training_jobs),
     ):
         try:
             attempt()
@@ -232,6 +243,7 @@ def predict() -> dict[str, Any]:
     """Predictions of several models behind one endpoint, one of them added while it serves; then of a pipeline."""
     sdk = session()
     model, predictor = multi_model(sdk, "sdk-predict")
+    wait_for(sdk, "sdk-predict")
     seen = {"houston": predictor.predict(HOUSE, target_model="texas/houston.tar.gz")}
     model.add_model(str(SAMPLES / "boston.tar.gz"))
     seen["boston"] = predictor.predict(HOUSE, target_model="boston.tar.gz")
@@ -246,14 +258,68 @@ def predict() -> dict[str, Any]:
         seen["deleted"] = str(error)
 
     predictor = pipeline_of(sdk, "sdk-piped").deploy(1, "ml.m5.large", endpoint_name="sdk-piped", wait=False)
+    wait_for(sdk, "sdk-piped")
     predictor.serializer, predictor.deserializer = CSVSerializer(), JSONDeserializer()
     seen["pipeline"] = predictor.predict([*HOUSE, "y", "n"])
     predictor.delete_endpoint()
 
     _, predictor = script_models(sdk, "sdk-scripted")
+    wait_for(sdk, "sdk-scripted")
     seen["script"] = predictor.predict([1, 2, 3], target_model="houston.tar.gz")
     predictor.delete_endpoint()
     return seen
+
+
+def transform() -> dict[str, Any]:
+    """Rows from a bucket to a bucket, joined with their predictions; the SDK waits, and looks for a log."""
+    sdk = session()
+    sdk.upload_string_as_file_body(f"{','.join(map(str, HOUSE))}\n" * 2, BUCKET, "sdk-rows/rows.csv")
+    model = Model(
+        XGBOOST, upload(sdk, "houston.tar.gz", "sdk-rows-model"), ROLE, name="sdk-rows", sagemaker_session=sdk
+    )
+    transformer = model.transformer(
+        1, "ml.m5.large", output_path=f"s3://{BUCKET}/sdk-rows-out", accept="text/csv", assemble_with="Line"
+    )
+    transformer.transform(
+        f"s3://{BUCKET}/sdk-rows/",
+        content_type="text/csv",
+        split_type="Line",
+        join_source="Input",
+        wait=True,
+        logs=True,
+    )
+    written = sdk.read_s3_file(BUCKET, "sdk-rows-out/rows.csv.out")
+    transformer.delete_model()
+    return {"rows": written.splitlines()}
+
+
+def asynchronous() -> dict[str, Any]:
+    """A house whose price is written into the session's bucket, where the SDK looks for it; and what is no house."""
+    sdk = session()
+    model = Model(
+        XGBOOST, upload(sdk, "houston.tar.gz", "sdk-later-model"), ROLE, name="sdk-later", sagemaker_session=sdk,
+        predictor_cls=Predictor,
+    )  # fmt: skip
+    predictor = model.deploy(
+        1, "ml.m5.large", endpoint_name="sdk-later", async_inference_config=AsyncInferenceConfig(),
+        serializer=CSVSerializer(), deserializer=JSONDeserializer(), wait=False,
+    )  # fmt: skip
+    wait_for(sdk, "sdk-later")
+    responses = [predictor.predict_async(HOUSE), predictor.predict_async(["no", "house"])]
+    price, failure = [_result_of(response) for response in responses]
+    predictor.delete_endpoint()
+    return {"price": price, "failure": failure}
+
+
+def _result_of(response: AsyncInferenceResponse) -> Any:
+    """Looks often: the SDK's own waiters look once a second, and go on looking in threads for what never comes."""
+    while True:
+        try:
+            return response.get_result()
+        except AsyncInferenceModelError as error:
+            return str(error)
+        except ObjectNotExistedError:
+            time.sleep(0.1)
 
 
 def predict_with_own() -> dict[str, Any]:
@@ -274,6 +340,8 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
         deploy_and_update,
         not_here,
         predict,
+        transform,
+        asynchronous,
         predict_with_own,
     )
 }

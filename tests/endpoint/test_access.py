@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from polyhost.endpoint.access import Access, Caller, Credentials
+from polyhost.endpoint.access.signing_key import SigningKey
 from polyhost.endpoint.access.tokens import Session, opened, seal
-from polyhost.endpoint.errors import AccessDenied, NotAuthenticated, ValidationError
+from polyhost.endpoint.arns import Arns
 from polyhost.errors import InvalidSetting
+from polyhost.service_errors import AccessDenied, NotAuthenticated, ValidationError
 from support.principals import (
     ACCOUNT,
     ANNA,
@@ -33,6 +37,7 @@ from support.principals import (
 )
 from support.signing import Wire, signed
 
+ARNS = Arns(ACCOUNT, "us-east-1")
 BOSTON = {"sagemaker:TargetModel": "boston/a.tar.gz"}
 
 
@@ -112,16 +117,9 @@ def test_managed_policies_have_their_meaning(house: House) -> None:
     Full access to SageMaker is none to what is Polyhost's own.
     """
     anna = caller(house.access, ANNA)
-    house.access.authorize(anna, "sagemaker:CreateModel", house.access.arn("sagemaker", "model/x"), {})
+    house.access.authorize(anna, "sagemaker:CreateModel", ARNS.arn("sagemaker", "model/x"), {})
     with pytest.raises(AccessDenied):
-        house.access.authorize(anna, "polyhost:RegisterModel", house.access.arn("polyhost", "loaded-model/x"), {})
-
-
-def test_an_arn_of_something_here(house: House) -> None:
-    """
-    With the server's region and the file's account.
-    """
-    assert house.access.arn("sagemaker", "endpoint/polyhost") == ENDPOINT
+        house.access.authorize(anna, "polyhost:RegisterModel", ARNS.arn("polyhost", "loaded-model/x"), {})
 
 
 def test_a_callers_own_keys_are_not_the_requests_to_give(tmp_path: Path) -> None:
@@ -142,9 +140,7 @@ def test_a_callers_own_keys_are_not_the_requests_to_give(tmp_path: Path) -> None
     access.authorize(caller(access, ANNA), INVOKE, ENDPOINT, {"aws:securetransport": "true"})
     with pytest.raises(AccessDenied):
         access.authorize(caller(access, BERT), INVOKE, ENDPOINT, lies)
-    over_tls = Access.read(
-        tmp_path / "principals.json", region="us-east-1", secret_folder=tmp_path / "state", is_tls=True
-    )
+    over_tls = Access.read(tmp_path / "principals.json", secret_folder=tmp_path / "state", is_tls=True)
     with pytest.raises(AccessDenied):
         over_tls.authorize(caller(over_tls, ANNA), INVOKE, ENDPOINT, {})
 
@@ -218,6 +214,24 @@ def test_a_star_trusts_everybody_in_the_file(tmp_path: Path) -> None:
     content["roles"][0]["may_be_assumed_by"] = ["*"]
 
     assert session(House(tmp_path, content), BERT)
+
+
+@pytest.mark.parametrize("path", ["/service-role/", "/a/b/"])
+def test_a_role_has_its_path_in_its_arn_alone(house: House, path: str) -> None:
+    """
+    As in IAM: not in the session's ARN, and without it there is no such role.
+    """
+    arn = BOSTON_ONLY.replace("role/", f"role{path}")
+    content = json.loads(json.dumps(document()).replace(BOSTON_ONLY, arn))
+    next(role for role in content["roles"] if role["name"] == "boston-only")["path"] = path
+    house.write(json.dumps(content))
+    house.wait_for_a_look()
+
+    keys = session(house, role=arn)
+    assert caller(house.access, keys).arn == f"arn:aws:sts::{ACCOUNT}:assumed-role/boston-only/tuesday"
+    assert caller(house.access, keys).keys["aws:principalarn"] == arn
+    with pytest.raises(AccessDenied, match="there is no such role"):
+        session(house)
 
 
 def test_a_policy_may_forbid_what_a_role_allows(tmp_path: Path) -> None:
@@ -315,12 +329,14 @@ def test_only_a_token_that_is_ours_is_opened() -> None:
     sealed = Session("arn", "tuesday", ANNA["key"], 0, "")
     token = seal(b"k" * 32, sealed)
 
-    assert opened(b"k" * 32, token).session == sealed
-    assert opened(b"k" * 32, token).secret_access_key not in repr(opened(b"k" * 32, token))
+    key, others = b"k" * 32, b"l" * 32
+    assert opened((key,), token).session == sealed
+    assert opened((others, key), token) == opened((key,), token)
+    assert opened((key,), token).secret_access_key not in repr(opened((key,), token))
     longest = seal(b"k" * 32, sealed._replace(policy="a" * 8192))
-    for key, other in ((b"l" * 32, token), (b"k" * 32, token + "\n"), (b"k" * 32, ""), (b"k" * 32, longest)):
+    for keys, other in (((others,), token), ((), token), ((key,), token + "\n"), ((key,), ""), ((key,), longest)):
         with pytest.raises(ValueError, match=r".+"):
-            opened(key, other)
+            opened(keys, other)
 
 
 def test_sessions_outlive_a_restart_but_not_their_key(house: House) -> None:
@@ -349,7 +365,7 @@ def test_a_key_file_that_is_none_is_refused(house: House, caplog: pytest.LogCapt
     with pytest.raises(InvalidSetting, match="is not a key of 32 bytes: remove it"):
         house.read()
     with pytest.raises(InvalidSetting, match="Not a directory"):
-        Access.read(house.file, region="us-east-1", secret_folder=house.file / "state")
+        Access.read(house.file, secret_folder=house.file / "state")
 
 
 def test_a_session_follows_the_file(house: House) -> None:
@@ -478,12 +494,12 @@ def test_a_broken_file_leaves_the_one_before_in_force(house: House, caplog: pyte
 
     caplog.clear()
     content = document()
-    content["users"].pop()
+    del content["users"][1]
     content["roles"] = []
     house.write(json.dumps(content))
     house.wait_for_a_look()
     assert refused(house.access, signed(**BERT)) == "UnrecognizedClientException"
-    assert caplog.messages == [f"{house.file} has changed and is in force: 1 users, 0 roles"]
+    assert caplog.messages == [f"{house.file} has changed and is in force: 2 users, 0 roles"]
 
 
 def test_a_clock_that_is_put_back_does_not_stop_the_looking(house: House) -> None:
@@ -512,12 +528,12 @@ def test_secrets_are_in_no_repr(house: House) -> None:
     Of nothing that is handed around or kept.
     """
     credentials = house.access.assume_role(caller(house.access, ANNA), BOSTON_ONLY, "tuesday", 900, None)
-    principals = house.access._principals
-    shown = repr([house.access, vars(house.access)["_principals"], credentials, principals.users, principals.roles])
+    principals = house.access._file.principals
+    shown = repr([house.access, principals, credentials, principals.users, principals.roles])
 
     for secret in (ANNA["secret"], METRICS_TOKEN, credentials.secret_access_key, credentials.session_token):
         assert secret not in shown
-    assert repr(house.access) == f"<Access {house.file} [2 users, 3 roles]>"
+    assert repr(house.access) == f"<Access {house.file} [3 users, 3 roles]>"
 
 
 def test_the_token_for_metrics(house: House, tmp_path: Path) -> None:
@@ -538,9 +554,9 @@ def test_the_token_for_metrics(house: House, tmp_path: Path) -> None:
 
 def test_the_docs_example_does_what_it_says(tmp_path: Path) -> None:
     """
-    The file in docs/access.md is read, and its role is what the text tells.
+    The file in docs/security.md is read, and its role is what the text tells.
     """
-    text = (ROOT / "docs" / "access.md").read_text()
+    text = (ROOT / "docs" / "security.md").read_text()
     [example] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
     house = House(tmp_path, json.loads(example))
     keys = {
@@ -558,3 +574,88 @@ def test_the_docs_example_does_what_it_says(tmp_path: Path) -> None:
     for context in ({}, {"sagemaker:TargetModel": "houston/a.tar.gz"}):
         with pytest.raises(AccessDenied):
             house.access.authorize(boston, INVOKE, ENDPOINT, context)
+
+
+def test_a_key_that_an_operator_gives(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Servers with one take each other's sessions; one that is too short, or not there, is refused."""
+    house, file = House(tmp_path), tmp_path / "token.key"
+
+    def read(folder: str) -> Access:
+        return Access.read(house.file, secret_folder=tmp_path / folder, token_key_file=file)
+
+    with pytest.raises(InvalidSetting, match=r"cannot be read \(No such file or directory\): session tokens"):
+        read("one")
+    file.write_bytes(b"short" * 6)
+    with pytest.raises(InvalidSetting, match=r"--token-key-file: .* has 30 bytes, at least 32 are needed"):
+        read("one")
+    file.write_text("0f" * 32 + "\n")
+    file.chmod(0o644)
+    keys = keys_of(read("one").assume_role(caller(house.access, ANNA), BOSTON_ONLY, "tests", 900, None))
+    assert caller(read("two"), keys).arn.endswith(":assumed-role/boston-only/tests")
+    with pytest.raises(NotAuthenticated):
+        caller(house.access, keys)
+    assert "is open to every user of this machine: chmod o-rwx" in caplog.text
+    assert not (tmp_path / "one").exists()
+
+
+@pytest.fixture
+def keyed_house(tmp_path: Path) -> House:
+    """With a key of the operator's, in the file `key`."""
+    write_key(tmp_path / "key", "01" * 32)
+    return House(tmp_path, token_key_file=tmp_path / "key")
+
+
+def write_key(file: Path, text: str) -> None:
+    file.write_text(text)
+    file.chmod(0o600)
+
+
+def test_a_new_key_ends_no_session_and_no_login(keyed_house: House) -> None:
+    access, file = keyed_house.access, keyed_house.folder / "key"
+    before, (_, login) = session(keyed_house), access.log_in(ANNA["key"], ANNA["secret"])
+
+    write_key(file, "02" * 32)
+    access.look()
+
+    assert caller(access, before).arn.endswith("boston-only/tuesday")
+    assert access.logged_in(login).arn.endswith("user/anna")
+    assert caller(keyed_house.read(), session(keyed_house)).arn.endswith("boston-only/tuesday")
+    for end in (lambda: caller(keyed_house.read(), before), lambda: keyed_house.read().logged_in(login)):
+        with pytest.raises(NotAuthenticated):  # by a server that was started with the new one alone
+            end()
+
+
+def test_the_key_before_is_accepted_for_as_long_as_sessions_last(tmp_path: Path) -> None:
+    """A session has twelve hours at most. Of several keys, only the one just before the newest is accepted."""
+    file, clock = tmp_path / "key", [1000.0]
+    seen = []
+
+    def changed(text: str, later_secs: float = 0.0) -> None:
+        write_key(file, text * 32)
+        clock[0] += later_secs
+        key.look()
+        seen.append([accepted[:2].decode() for accepted in key.accepted])
+
+    write_key(file, "01" * 32)
+    key = SigningKey.read(file, tmp_path / "state", lambda: clock[0])
+    changed("02")
+    changed("02", later_secs=43_199)  # the same file again prolongs nothing
+    changed("02", later_secs=1)
+    changed("03")
+    changed("04")
+
+    assert seen == [["02", "01"], ["02", "01"], ["02"], ["03", "02"], ["04", "03"]]
+
+
+@pytest.mark.parametrize("break_it", [lambda file: write_key(file, "short"), os.unlink], ids=["short", "gone"])
+def test_a_broken_key_leaves_the_one_that_was_read(
+    keyed_house: House, caplog: pytest.LogCaptureFixture, break_it: Callable[[Path], None]
+) -> None:
+    keys = session(keyed_house)
+    break_it(keyed_house.folder / "key")
+    keyed_house.access.look()
+
+    assert caller(keyed_house.access, keys).arn.endswith("boston-only/tuesday")
+    assert caller(keyed_house.access, session(keyed_house)).arn.endswith("boston-only/tuesday")
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "The key that was read before stays in force." in caplog.text

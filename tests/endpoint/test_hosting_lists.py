@@ -22,9 +22,7 @@ def names(rows: list[Row], **asked: Any) -> list[str]:
 @pytest.mark.parametrize("by", ["Name", "CreationTime", "Status"])
 @pytest.mark.parametrize("order", ["Ascending", "Descending"])
 def test_every_row_once_in_order(by: str, order: str) -> None:
-    """
-    With many rows of the same time and state, whatever the size of a page; the last page has no token.
-    """
+    """With many rows of the same time and state, whatever the size of a page; the last page has no token."""
     rows = [row(f"n{number:02}", number // 7, ("Failed", "InService")[number % 2]) for number in range(40)]
     for size in (1, 7, 39, 40, 100):
         asked: dict[str, Any] = {"SortBy": by, "SortOrder": order, "MaxResults": size}
@@ -42,18 +40,14 @@ def test_every_row_once_in_order(by: str, order: str) -> None:
 
 
 def test_the_newest_ten_are_the_default() -> None:
-    """
-    As AWS answers a list without parameters.
-    """
+    """As AWS answers a list without parameters."""
     rows = [row(f"n{number:02}", number) for number in range(12)]
 
     assert names(rows) == [f"n{number:02}" for number in range(11, 1, -1)]
 
 
 def test_rows_that_go_and_come_between_pages() -> None:
-    """
-    The row that a token names may be gone: the next page begins after its place.
-    """
+    """The row that a token names may be gone: the next page begins after its place."""
     rows = [row(name) for name in "abcd"]
     asked = {"SortBy": "Name", "SortOrder": "Ascending", "MaxResults": 2}
     _, token = page_of(rows, asked)
@@ -63,9 +57,7 @@ def test_rows_that_go_and_come_between_pages() -> None:
 
 
 def test_filters() -> None:
-    """
-    Times: from the first on, up to before the second.
-    """
+    """Times: from the first on, up to before the second."""
     rows = [row("one", 1, "Failed", 10), row("two", 2, "InService", 20), row("three", 3, "InService", 30)]
 
     assert names(rows, NameContains="o") == ["two", "one"]
@@ -83,8 +75,6 @@ def test_filters() -> None:
     ))],
 )  # fmt: skip
 def test_tokens_of_other_lists(token: str) -> None:
-    """
-    Made up, of another order, or of other types.
-    """
+    """Made up, of another order, or of other types."""
     with pytest.raises(BadToken, match=r"^NextToken is "):
         page_of([row("a")], {"NextToken": token})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sqlite3
 import subprocess
 import sys
@@ -12,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from polyhost.endpoint.arns import Arns
 from polyhost.endpoint.definitions import Container, Endpoint
 from polyhost.endpoint.hosting import Hosting, HostingError
-from polyhost.endpoint.hosting.state import FILE, Resource, State
+from polyhost.endpoint.hosting.hosting import Plane
+from polyhost.endpoint.hosting.served import Check
+from polyhost.endpoint.hosting.sqlite_state import FILE, SqliteState
+from polyhost.endpoint.hosting.state import Resource
+from polyhost.endpoint_server import EndpointHalf
 from polyhost.errors import StartFailed
 
 MODEL = {"ModelName": "m", "PrimaryContainer": {"Image": "i", "ModelDataUrl": "s3://b/k/", "Mode": "MultiModel"}}
@@ -23,83 +29,71 @@ ENDPOINT = {"EndpointName": "Mine", "EndpointConfigName": "c"}
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Iterator[State]:
-    state = State(tmp_path)
+def state(tmp_path: Path) -> Iterator[SqliteState]:
+    state = SqliteState(tmp_path)
     yield state
     state.close()
 
 
-def hosting_in(folder: Path, **fields: Any) -> Hosting:
-    return Hosting(folder, account_id="123456789012", region="eu-west-1", own=None, **fields)
+def hosting_in(folder: Path, check: Check = lambda _: None, **fields: Any) -> Hosting:
+    plane = Plane(arns=Arns("123456789012", "eu-west-1"), own=None, check=check)
+    return Hosting(lambda: SqliteState(folder), plane, **fields)
 
 
 def test_nobody_else_reads_it(tmp_path: Path) -> None:
-    """
-    Variables of models may be secrets: neither the folder, if it is ours, nor any file.
-    """
+    """Variables of models may be secrets: neither the folder, if it is ours, nor any file."""
     folder = tmp_path / "new" / "state"
-    state = State(folder)
-    with state.transaction():
-        state.put(Resource("model", "m", 1, 1, {}))
+    state = SqliteState(folder)
+    state.transact(lambda: state.put(Resource("model", "m", 1, 1, {})))
 
     assert (folder.stat().st_mode & 0o777) == 0o700
     assert {path.name: path.stat().st_mode & 0o077 for path in folder.iterdir()} == {FILE: 0, f"{FILE}-wal": 0}
     state.close()
 
 
-def test_a_transaction_is_whole_or_not_at_all(state: State) -> None:
-    """
-    What fails in the middle leaves nothing, and the next one works.
-    """
+def test_a_transaction_is_whole_or_not_at_all(state: SqliteState) -> None:
+    """What fails in the middle leaves nothing, and the next one works."""
 
     def fail() -> None:
-        with state.transaction():
-            state.put(Resource("model", "m", 1, 1, {}))
-            state.set_tags("arn", {"a": "b"})
-            raise KeyError
+        state.put(Resource("model", "m", 1, 1, {}))
+        state.set_tags("arn", {"a": "b"})
+        raise KeyError
 
     with pytest.raises(KeyError):
-        fail()
+        state.transact(fail)
     assert (state.all("model"), state.tags("arn")) == ([], {})
-    with state.transaction():
-        state.put(Resource("model", "M", 1, 2, {"ü": [1]}))
+    state.transact(lambda: state.put(Resource("model", "M", 1, 2, {"ü": [1]})))
     assert state.get("model", "m") == Resource("model", "M", 1, 2, {"ü": [1]})
     assert state.get("endpoint", "m") is None
 
 
 def test_a_file_of_a_newer_polyhost_is_left_alone(tmp_path: Path) -> None:
-    """
-    With the sentence that says what to do.
-    """
-    State(tmp_path).close()
+    """With the sentence that says what to do."""
+    SqliteState(tmp_path).close()
     with sqlite3.connect(tmp_path / FILE) as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
     before = (tmp_path / FILE).read_bytes()
 
     with pytest.raises(StartFailed, match="its version is 99, this one reads up to 1"):
-        State(tmp_path)
+        SqliteState(tmp_path)
     assert (tmp_path / FILE).read_bytes() == before
 
 
 def test_files_that_are_no_state(tmp_path: Path) -> None:
-    """
-    Something else, a folder, a folder that cannot be made: no traceback.
-    """
+    """Something else, a folder, a folder that cannot be made: no traceback."""
     (tmp_path / FILE).write_text("notes of mine\n" * 100)
     with pytest.raises(StartFailed, match="is not readable as Polyhost's state"):
-        State(tmp_path)
+        SqliteState(tmp_path)
     (tmp_path / "a" / FILE).mkdir(parents=True)
     with pytest.raises(StartFailed, match="the state cannot be kept in"):
-        State(tmp_path / "a")
+        SqliteState(tmp_path / "a")
     with pytest.raises(StartFailed, match="the state cannot be kept in"):
-        State(tmp_path / FILE / "below")
+        SqliteState(tmp_path / FILE / "below")
 
 
 def test_an_endpoint_is_found_as_soon_as_it_is_answered(tmp_path: Path) -> None:
-    """
-    In memory, by its exact name, and the change is told; also when the caller does not wait for the answer.
-    """
+    """In memory, by its exact name, and the change is told; also when the caller does not wait for the answer."""
     changes: list[list[str]] = []
     has_begun, may_end = threading.Event(), threading.Event()
 
@@ -183,9 +177,7 @@ SERVED = ("InService", "d", None)
 
 
 def test_an_endpoint_that_cannot_be_served_has_failed(tmp_path: Path) -> None:
-    """
-    With the reason, also after a restart; it can be deleted and made again, or given another configuration.
-    """
+    """With the reason, also after a restart; it can be deleted and made again, or given another configuration."""
 
     async def use() -> None:
         deploy = Deployer()
@@ -221,9 +213,7 @@ def test_an_endpoint_that_cannot_be_served_has_failed(tmp_path: Path) -> None:
 
 
 def test_an_update_that_cannot_be_served_changes_nothing(tmp_path: Path) -> None:
-    """
-    The endpoint is in service as before, and says why it was not updated.
-    """
+    """The endpoint is in service as before, and says why it was not updated."""
 
     async def use() -> None:
         deploy = Deployer()
@@ -247,10 +237,60 @@ def test_an_update_that_cannot_be_served_changes_nothing(tmp_path: Path) -> None
     asyncio.run(use())
 
 
+class EndingCache:
+    """A cache that ends loads, and so a deployment; it has ended when all that follows was kept."""
+
+    def __init__(self, deploy: Deployer, hosting: Hosting) -> None:
+        self._deploy = deploy
+        self._hosting = hosting
+
+    async def stop(self) -> None:
+        self._deploy.outcomes.put_nowait("The endpoint was deleted or updated meanwhile.")
+        await self._hosting.deployed()
+
+
+class Idle:
+    async def stop(self) -> None: ...
+
+
+def test_a_deployment_that_a_server_interrupts_by_its_end_has_not_failed(tmp_path: Path) -> None:
+    async def use() -> None:
+        deploy = Deployer()
+        hosting = await hosting_of(tmp_path, deploy)
+        creating = asyncio.ensure_future(hosting.call("CreateEndpoint", ENDPOINT))
+        assert await deploy.begun.get() == "v"
+        parts: dict[str, Any] = {field.name: Idle() for field in dataclasses.fields(EndpointHalf)}
+        await EndpointHalf(**{**parts, "hosting": hosting, "cache": EndingCache(deploy, hosting)}).stop()
+        await creating
+
+        hosting = await hosting_of(tmp_path, Deployer())
+        assert await described(hosting) == ("Creating", "c", None)
+        await hosting.stop()
+
+    asyncio.run(use())
+
+
+def test_an_endpoint_that_is_made_during_a_stop_is_deployed_at_the_next_start(tmp_path: Path) -> None:
+    """Its deployment was begun after the stop had ended all others, and met what was closed."""
+
+    async def use() -> None:
+        deploy = Deployer()
+        hosting = await hosting_of(tmp_path, deploy)
+        creating = asyncio.ensure_future(hosting.call("CreateEndpoint", ENDPOINT))
+        await asyncio.sleep(0)
+        await hosting.stop()
+        assert (await creating)["EndpointArn"]
+        assert deploy.begun.empty()
+
+        hosting = await hosting_of(tmp_path, deploy)
+        assert await deploy.begun.get() == "v"
+        await hosting.stop()
+
+    asyncio.run(use())
+
+
 def test_a_deployment_that_a_stop_interrupts_goes_on_with_the_next_start(tmp_path: Path) -> None:
-    """
-    Its end is kept then; of what was in service, a failure is no end.
-    """
+    """Its end is kept then; of what was in service, a failure is no end."""
 
     async def use() -> None:
         deploy = Deployer()
@@ -278,9 +318,7 @@ def test_a_deployment_that_a_stop_interrupts_goes_on_with_the_next_start(tmp_pat
 
 
 def test_an_endpoint_that_is_deleted_while_it_is_made(tmp_path: Path) -> None:
-    """
-    Is gone, and another one of its name is another.
-    """
+    """Is gone, and another one of its name is another."""
 
     async def use() -> None:
         deploy = Deployer()
@@ -299,9 +337,7 @@ def test_an_endpoint_that_is_deleted_while_it_is_made(tmp_path: Path) -> None:
 
 
 def test_what_a_policy_names(tmp_path: Path) -> None:
-    """
-    One form for each resource, whatever is sent.
-    """
+    """One form for each resource, whatever is sent."""
     hosting = hosting_in(tmp_path)
     arns = "arn:aws:sagemaker:eu-west-1:123456789012:"
 
@@ -322,9 +358,7 @@ def test_what_a_policy_names(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_takes_nothing_more(tmp_path: Path) -> None:
-    """
-    The operation is refused with the reason, nothing of it is there, and what was there still is.
-    """
+    """The operation is refused with the reason, nothing of it is there, and what was there still is."""
     program = """
 import asyncio, resource, signal, sys
 from pathlib import Path

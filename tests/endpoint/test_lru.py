@@ -25,17 +25,13 @@ from support.lru import lru_hits, zipf_trace
     ],
 )
 def test_hits_counted_by_hand(trace: str, capacity: int, hits: int) -> None:
-    """
-    One letter is one model.
-    """
+    """One letter is one model."""
     assert lru_hits(trace, capacity) == hits
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=200), st.integers(0, 9))
 def test_a_hit_is_a_model_among_the_last_different_ones(trace: list[str], capacity: int) -> None:
-    """
-    LRU's other definition: fewer than `capacity` others were asked for since this one was.
-    """
+    """LRU's other definition: fewer than `capacity` others were asked for since this one was."""
     hits = 0
     for now, model in enumerate(trace):
         before = [then for then in range(now) if trace[then] == model]
@@ -46,9 +42,7 @@ def test_a_hit_is_a_model_among_the_last_different_ones(trace: list[str], capaci
 
 
 def test_a_zipf_trace_is_repeatable_and_skewed() -> None:
-    """
-    Twice the rank, half the requests; another seed, another trace; no model that is not there.
-    """
+    """Twice the rank, half the requests; another seed, another trace; no model that is not there."""
     trace = zipf_trace(50_000, 100, 1.0, seed=1)
     count = Counter(trace)
 
@@ -61,9 +55,7 @@ def test_a_zipf_trace_is_repeatable_and_skewed() -> None:
 
 
 def test_without_an_exponent_all_models_are_alike() -> None:
-    """
-    The traffic against which no cache helps more than its size.
-    """
+    """The traffic against which no cache helps more than its size."""
     trace = zipf_trace(50_000, 20, 0.0, seed=3)
 
     assert max(Counter(trace).values()) / min(Counter(trace).values()) < 1.2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,41 @@ def test_calls_reach_the_access_log_prometheus_and_cloudwatch(tmp_path: Path, sa
     documents = [line for line in lines(server, "polyhost.emf") if line["EndpointName"] == "polyhost"]
     assert sum(document["Invocations"]["Sum"] for document in documents if "Invocations" in document) == 3
     assert sum(document["ModelCacheHit"]["Sum"] for document in documents if "ModelCacheHit" in document) == 1
+
+
+def test_a_walk_through_reads_its_metrics(tmp_path: Path, samples_folder: Path) -> None:
+    """As it does with CloudWatch, to plot them: hits and times while it runs, and the same from the next server."""
+    folder = fill(tmp_path / "models", ["a.tar.gz"], samples_folder / "houston.tar.gz")
+    names = {"EndpointName": "polyhost", "VariantName": "AllTraffic"}
+    asked = {
+        "Namespace": "AWS/SageMaker",
+        "Dimensions": [{"Name": name, "Value": value} for name, value in names.items()],
+        "StartTime": datetime.now(timezone.utc) - timedelta(minutes=5),
+        "EndTime": datetime.now(timezone.utc) + timedelta(minutes=15),
+        "Period": 1200,
+        "Statistics": ["Sum", "Average", "SampleCount"],
+        "ExtendedStatistics": ["p50"],
+    }
+    server = EndpointServer("native", folder, state=tmp_path / "state")
+    for _ in range(4):
+        server.predict("a.tar.gz", HOUSE)
+    with contextlib.closing(server.client("cloudwatch")) as cloudwatch:
+        (hits,) = cloudwatch.get_metric_statistics(MetricName="ModelCacheHit", **asked)["Datapoints"]
+        (latency,) = cloudwatch.get_metric_statistics(MetricName="ModelLatency", **asked)["Datapoints"]
+        listed = cloudwatch.list_metrics(Namespace="/aws/sagemaker/Endpoints")["Metrics"]
+    assert (hits["Sum"], hits["Average"], hits["SampleCount"]) == (3, 0.75, 4)
+    assert latency["Unit"] == "Microseconds"
+    assert 0 < latency["ExtendedStatistics"]["p50"] < latency["Sum"] < 60e6
+    assert {metric["MetricName"] for metric in listed} == {
+        "CPUUtilization", "DiskUtilization", "LoadedModelCount", "MemoryUtilization",
+    }  # fmt: skip
+
+    server.predict("a.tar.gz", HOUSE)
+    assert server.stop() == 0, server.process.log
+    server = EndpointServer("native", folder, state=tmp_path / "state")
+    try:
+        with contextlib.closing(server.client("cloudwatch")) as cloudwatch:
+            (invocations,) = cloudwatch.get_metric_statistics(MetricName="Invocations", **asked)["Datapoints"]
+    finally:
+        assert server.stop() == 0, server.process.log
+    assert invocations["Sum"] == 5

@@ -4,41 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import random
 import re
-from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
+from polyhost.config import Config
+from polyhost.endpoint.events import CallAnswered
+from polyhost.endpoint.measures import access_log
 from polyhost.endpoint.measures import measures as measures_module
 from polyhost.endpoint.measures.exposition import EXPOSED_SECS
-from polyhost.endpoint.measures.measures import EVENTS_KEPT, Call, Gauges, Measures
-from polyhost.log import formatter_for
+from polyhost.endpoint.measures.measures import EVENTS_KEPT, Gauges, Measures
+from polyhost.endpoint_server import endpoint_half
+from polyhost.limits import Limits
 from polyhost.metrics import Metrics
+from polyhost.plan import Plan
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-# No logger of ours at all would be one way to log nothing: the tests look at what reaches a handler.
-LINES = logging.getLogger("polyhost.access")
 
-
-def call(target: str = "a.tar.gz", status: int = 200, **changed: object) -> Call:
-    usual = Call("id-1", "polyhost", "AllTraffic", target, status, 20, 10, 0.003, 0.002, True)
+def call(target: str = "a.tar.gz", status: int = 200, **changed: object) -> CallAnswered:
+    usual = CallAnswered("id-1", "polyhost", "AllTraffic", target, status, 20, 10, 0.003, 0.002, True)
     return usual._replace(**changed)
 
 
 @pytest.fixture
 def measures() -> Measures:
-    return Measures(access_log=False, emf_namespace=None)
+    return Measures(emf_namespace=None)
 
 
 def samples(measures: Measures) -> list[Sample]:
     """As Prometheus reads them."""
     metrics = Metrics()
     metrics.add(measures)
-    text = asyncio.run(metrics.exposition_aside())
-    assert text == metrics.exposition()
+    text = asyncio.run(metrics.exposition())
     return [sample for family in text_string_to_metric_families(text.decode()) for sample in family.samples]
 
 
@@ -65,9 +66,7 @@ def models(measures: Measures) -> dict[str, float]:
 
 
 def test_requests_and_whose_errors_they_are(measures: Measures) -> None:
-    """
-    A 424 counts as what the model has answered, every other status as itself.
-    """
+    """A 424 counts as what the model has answered, every other status as itself."""
     for status, model_status in ((200, 200), (200, 200), (400, 0), (424, 400), (424, 500), (503, 0), (500, 200)):
         measures.invocation(call(status=status, model_status=model_status))
 
@@ -78,9 +77,7 @@ def test_requests_and_whose_errors_they_are(measures: Measures) -> None:
 
 
 def test_latency_is_the_models_and_the_rest(measures: Measures) -> None:
-    """
-    A duration counts in the class whose bound it equals; where no model was asked, all time is overhead.
-    """
+    """A duration counts in the class whose bound it equals; where no model was asked, all time is overhead."""
     measures.invocation(call(total_secs=0.0125, model_secs=0.01))
     measures.invocation(call(total_secs=0.5, model_secs=0.0, status=429))
 
@@ -97,9 +94,7 @@ def test_latency_is_the_models_and_the_rest(measures: Measures) -> None:
 
 
 def test_buckets_only_ever_grow_to_the_right(measures: Measures) -> None:
-    """
-    Cumulative counts over all bounds, from the shortest time to one longer than all.
-    """
+    """Cumulative counts over all bounds, from the shortest time to one longer than all."""
     for exponent in range(-7, 4):
         measures.invocation(call(total_secs=0.0, model_secs=10.0**exponent))
 
@@ -109,16 +104,13 @@ def test_buckets_only_ever_grow_to_the_right(measures: Measures) -> None:
 
 
 def test_what_the_cache_does(measures: Measures) -> None:
-    """
-    Hits, waits, loads with and without a download, unloads and evictions, by variant and by model.
-    """
-    measures.loading_wait("polyhost", "AllTraffic", 0.3)
+    """Hits, waits, loads with and without a download, unloads and evictions, by variant and by model."""
     measures.loaded("polyhost", "AllTraffic", "a.tar.gz", download_secs=0.2, load_secs=0.1)
     measures.loaded("polyhost", "AllTraffic", "b.tar.gz", download_secs=0.0, load_secs=0.1)
     measures.unloaded("polyhost", "AllTraffic", "a.tar.gz", 0.01, was_evicted=True)
     measures.unloaded("polyhost", "AllTraffic", "b.tar.gz", 0.01, was_evicted=False)
     for was_hit in (False, True, True, None):
-        measures.invocation(call(was_hit=was_hit))
+        measures.invocation(call(was_hit=was_hit, wait_secs=0.3 if was_hit is False else 0.0))
 
     assert value(measures, "model_cache_lookups_total") == 3
     assert value(measures, "model_cache_hits_total") == 2
@@ -134,9 +126,7 @@ def test_what_the_cache_does(measures: Measures) -> None:
 
 
 def test_gauges_are_asked_for_when_they_are_read(measures: Measures) -> None:
-    """
-    What is so at the scrape, not before.
-    """
+    """What is so at the scrape, not before."""
     loaded = {("polyhost", "AllTraffic"): 1}
     measures.gauges = lambda: Gauges(loaded, 0.25, 0.5, 1.75)
     loaded["polyhost", "AllTraffic"] = 121
@@ -148,9 +138,7 @@ def test_gauges_are_asked_for_when_they_are_read(measures: Measures) -> None:
 
 
 def test_endpoints_are_apart_and_end_with_their_endpoint(measures: Measures) -> None:
-    """
-    The same target behind two endpoints is two models; a deleted endpoint has no series any more.
-    """
+    """The same target behind two endpoints is two models; a deleted endpoint has no series any more."""
     measures.invocation(call(endpoint="one"))
     measures.invocation(call(endpoint="two"))
     assert value(measures, "per_model_invocations_total", endpoint="two", model="a.tar.gz") == 1
@@ -161,10 +149,8 @@ def test_endpoints_are_apart_and_end_with_their_endpoint(measures: Measures) -> 
 
 
 def test_what_is_gone_leaves_room() -> None:
-    """
-    Models that ended with their archive or their endpoint do not count against the bound.
-    """
-    measures = Measures(access_log=False, emf_namespace=None, max_models=2)
+    """Models that ended with their archive or their endpoint do not count against the bound."""
+    measures = Measures(emf_namespace=None, max_models=2)
     measures.invocation(call("a", endpoint="one"))
     measures.invocation(call("b", endpoint="one"))
     measures.forget_endpoint("one")
@@ -178,9 +164,7 @@ def test_what_is_gone_leaves_room() -> None:
 
 
 def test_endpoints_that_do_not_exist_are_one(measures: Measures) -> None:
-    """
-    A client that makes up names of endpoints and models makes nothing grow.
-    """
+    """A client that makes up names of endpoints and models makes nothing grow."""
     for number in range(50):
         measures.invocation(call(f"{number}", 400, endpoint=f"made-up-{number}", variant="", was_hit=None))
 
@@ -189,9 +173,7 @@ def test_endpoints_that_do_not_exist_are_one(measures: Measures) -> None:
 
 
 def test_models_that_were_never_found_have_no_series(measures: Measures) -> None:
-    """
-    Only a target that was looked up in the cache has: the others are a client's words.
-    """
+    """Only a target that was looked up in the cache has: the others are a client's words."""
     measures.invocation(call("real"))
     measures.invocation(call("made up", 400, was_hit=None))
     measures.invocation(call("real", 429, was_hit=None))
@@ -201,10 +183,8 @@ def test_models_that_were_never_found_have_no_series(measures: Measures) -> None
 
 @pytest.mark.parametrize("most", [1, 10, 100])
 def test_series_of_models_are_bounded_and_their_sum_is_right(most: int) -> None:
-    """
-    However many models there are, over however many variants: no more series than allowed, no request lost.
-    """
-    measures = Measures(access_log=False, emf_namespace=None, max_models=most)
+    """However many models there are, over however many variants: no more series than allowed, no request lost."""
+    measures = Measures(emf_namespace=None, max_models=most)
     chosen = random.Random(1)
     for _ in range(5000):
         name = f"{chosen.randrange(500)}"
@@ -220,10 +200,8 @@ def test_series_of_models_are_bounded_and_their_sum_is_right(most: int) -> None:
 
 
 def test_the_most_used_models_keep_their_series() -> None:
-    """
-    Ten favourites among thousands of strangers, each met once, are never summed with them.
-    """
-    measures = Measures(access_log=False, emf_namespace=None, max_models=32)
+    """Ten favourites among thousands of strangers, each met once, are never summed with them."""
+    measures = Measures(emf_namespace=None, max_models=32)
     for number in range(3000):
         measures.invocation(call(f"stranger-{number}"))
         measures.invocation(call(f"favourite-{number % 10}"))
@@ -233,10 +211,8 @@ def test_the_most_used_models_keep_their_series() -> None:
 
 
 def test_old_fame_fades() -> None:
-    """
-    Models that were used a thousand times long ago make room for those that are used now.
-    """
-    measures = Measures(access_log=False, emf_namespace=None, max_models=16)
+    """Models that were used a thousand times long ago make room for those that are used now."""
+    measures = Measures(emf_namespace=None, max_models=16)
     for number in range(16_000):
         measures.invocation(call(f"old-{number % 16}"))
     for number in range(4000):
@@ -249,9 +225,7 @@ def test_old_fame_fades() -> None:
 
 
 def test_a_forgotten_models_series_ends_and_the_sum_stays(measures: Measures) -> None:
-    """
-    When an archive is gone.
-    """
+    """When an archive is gone."""
     for target in ("a", "a", "b"):
         measures.invocation(call(target))
     measures.forget("polyhost", "AllTraffic", "a")
@@ -261,9 +235,7 @@ def test_a_forgotten_models_series_ends_and_the_sum_stays(measures: Measures) ->
 
 
 def test_a_model_is_forgotten_where_its_archive_is_gone(measures: Measures) -> None:
-    """
-    The model of that name behind another endpoint goes on.
-    """
+    """The model of that name behind another endpoint goes on."""
     for endpoint in ("one", "two"):
         measures.invocation(call("a", endpoint=endpoint))
     measures.forget("one", "AllTraffic", "a")
@@ -273,9 +245,7 @@ def test_a_model_is_forgotten_where_its_archive_is_gone(measures: Measures) -> N
 
 
 def test_models_that_end_with_their_endpoint_bring_no_series_back(measures: Measures) -> None:
-    """
-    They are unloaded when it is gone; that is an event all the same.
-    """
+    """They are unloaded when it is gone; that is an event all the same."""
     measures.loaded("one", "AllTraffic", "a", download_secs=0.0, load_secs=0.1)
     measures.forget_endpoint("one")
     measures.unloaded("one", "AllTraffic", "a", 0.1, was_evicted=False)
@@ -285,9 +255,7 @@ def test_models_that_end_with_their_endpoint_bring_no_series_back(measures: Meas
 
 
 def test_a_model_called_as_the_sum_is_part_of_it(measures: Measures) -> None:
-    """
-    An archive may have any name: no sample comes twice.
-    """
+    """An archive may have any name: no sample comes twice."""
     measures.invocation(call("(other)"))
     measures.loaded("polyhost", "AllTraffic", "(other)", download_secs=0.0, load_secs=0.1)
     measures.forget("polyhost", "AllTraffic", "(other)")
@@ -297,29 +265,23 @@ def test_a_model_called_as_the_sum_is_part_of_it(measures: Measures) -> None:
 
 @pytest.mark.parametrize("name", ['a"b', "a\nb", "a\\nb", "a\\", "käse/模型.tar.gz", "\x00\x1b[31m"])
 def test_any_name_is_a_label(measures: Measures, name: str) -> None:
-    """
-    Prometheus reads back what the client has sent.
-    """
+    """Prometheus reads back what the client has sent."""
     measures.invocation(call(name))
 
     assert models(measures) == {name: 1}
 
 
 def test_a_name_that_is_no_text_does_not_break_the_page(measures: Measures) -> None:
-    """
-    A file's name is bytes.
-    """
+    """A file's name is bytes."""
     measures.invocation(call("caf\udce9"))
 
     assert models(measures) == {"caf\\udce9": 1}
 
 
 def test_every_metric_is_in_the_docs(measures: Measures) -> None:
-    """
-    docs/08-metrics.md names each family.
-    """
+    """docs/metrics.md names each family."""
     measures.invocation(call())
-    page = (ROOT / "docs" / "08-metrics.md").read_text()
+    page = (ROOT / "docs" / "metrics.md").read_text()
 
     for family in measures.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -329,34 +291,24 @@ def test_every_metric_is_in_the_docs(measures: Measures) -> None:
 # The access log
 
 
-class Collected(logging.Handler):
-    def __init__(self, log_format: str) -> None:
-        super().__init__()
-        self.setFormatter(formatter_for(log_format))
-        self.lines: list[str] = []
+class Collected:
+    """The lines of the access log, and what writes them."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record))
+    def __init__(self, log_format: str) -> None:
+        self.lines: list[str] = []
+        self.log_call = access_log(log_format, self.lines.append)
 
 
 @pytest.fixture(params=["text", "json"])
-def log(request: pytest.FixtureRequest) -> Iterator[Collected]:
-    handler = Collected(request.param)
-    LINES.addHandler(handler)
-    LINES.setLevel(logging.INFO)
-    yield handler
-    LINES.removeHandler(handler)
-    LINES.setLevel(logging.NOTSET)
+def log(request: pytest.FixtureRequest) -> Collected:
+    return Collected(request.param)
 
 
 @pytest.mark.parametrize("log", ["text"], indirect=True)
 def test_an_access_line_tells_all_of_a_request(log: Collected) -> None:
-    """
-    In the order of the documentation.
-    """
-    measures = Measures(access_log=True, emf_namespace=None)
-    measures.invocation(call("a/b-1.tar.gz"))
-    measures.invocation(call("", 400, variant="", was_hit=None, model_secs=0.0))
+    """In the order of the documentation."""
+    log.log_call(call("a/b-1.tar.gz"))
+    log.log_call(call("", 400, variant="", was_hit=None, model_secs=0.0))
 
     first, second = [line.split(" - ", 1)[1] for line in log.lines]
     assert first == (
@@ -369,11 +321,8 @@ def test_an_access_line_tells_all_of_a_request(log: Collected) -> None:
 
 @pytest.mark.parametrize("log", ["json"], indirect=True)
 def test_an_access_line_in_json_has_members(log: Collected) -> None:
-    """
-    Each field under its name, with the numbers as numbers.
-    """
-    measures = Measures(access_log=True, emf_namespace=None)
-    measures.invocation(call(was_hit=False))
+    """Each field under its name, with the numbers as numbers."""
+    log.log_call(call(was_hit=False))
 
     document = json.loads(log.lines[0])
     assert document.pop("time")
@@ -393,11 +342,8 @@ def test_an_access_line_in_json_has_members(log: Collected) -> None:
     ],
 )  # fmt: skip
 def test_no_name_can_forge_a_line_or_a_field(log: Collected, name: str) -> None:
-    """
-    One line a request, one of each field, nothing that moves a cursor; and the name can be read back.
-    """
-    measures = Measures(access_log=True, emf_namespace=None)
-    measures.invocation(call(name, 403, request_id=name, endpoint=name, variant=name))
+    """One line a request, one of each field, nothing that moves a cursor; and the name can be read back."""
+    log.log_call(call(name, 403, request_id=name, endpoint=name, variant=name))
 
     (line,) = log.lines
     assert len(line.splitlines()) == 1
@@ -411,22 +357,25 @@ def test_no_name_can_forge_a_line_or_a_field(log: Collected, name: str) -> None:
         assert re.sub(r'"(?:[^"\\]|\\.)*"', "", line).count("status=") == 1
 
 
-def test_no_access_log_where_none_is_wanted(log: Collected) -> None:
-    """
-    `--access-log off`.
-    """
-    Measures(access_log=False, emf_namespace=None).invocation(call())
+@pytest.mark.parametrize(("setting", "lines"), [("on", 1), ("off", 0)])
+def test_an_access_log_is_written_where_one_is_wanted(tmp_path: Path, setting: str, lines: int) -> None:
+    config = Config(access_log=setting, models=f"{tmp_path}/", state_dir=tmp_path / "state")
+    limits = Limits.of_platform(config, {"SAGEMAKER_MULTI_MODEL": "true"})
+    engine: Any = None  # nobody is asked
+    written: list[str] = []
+    half = endpoint_half(Plan(config=config, environ={}, limits=limits), {}, engine, Metrics(), written.append)
 
-    assert log.lines == []
+    half.events.publish(call())
+
+    assert len(written) == lines
+    assert half.measures.snapshot().totals.invocations == 1
 
 
 # The dashboard
 
 
 def test_a_snapshot_has_totals_and_the_last_minute(measures: Measures, monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Second by second; what is older than a minute is in the totals only.
-    """
+    """Second by second; what is older than a minute is in the totals only."""
     for moment in (100.0, 159.9, 160.0, 160.9):
         monkeypatch.setattr(measures_module.time, "monotonic", lambda moment=moment: moment)
         for number in range(10):
@@ -443,9 +392,7 @@ def test_a_snapshot_has_totals_and_the_last_minute(measures: Measures, monkeypat
 
 
 def test_a_snapshots_percentiles_are_those_of_the_requests(measures: Measures) -> None:
-    """
-    Within a class, which is a quarter wide at most, of what sorting all of them gives.
-    """
+    """Within a class, which is a quarter wide at most, of what sorting all of them gives."""
     chosen = random.Random(2)
     durations = sorted(chosen.lognormvariate(-5, 1) for _ in range(2000))
     for duration in durations:
@@ -458,9 +405,7 @@ def test_a_snapshots_percentiles_are_those_of_the_requests(measures: Measures) -
 
 
 def test_the_last_events_are_kept_in_their_order(measures: Measures) -> None:
-    """
-    What came, what went and why.
-    """
+    """What came, what went and why."""
     for number in range(EVENTS_KEPT):
         measures.loaded("polyhost", "AllTraffic", f"{number}", download_secs=0.5, load_secs=0.25)
     measures.unloaded("polyhost", "AllTraffic", "0", 0.01, was_evicted=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from botocore.exceptions import ClientError, WaiterError
 from prometheus_client.parser import text_string_to_metric_families
 from support.endpoint import EndpointServer, packed
+from support.tree import wait_until
 
 ROLE = "arn:aws:iam::000000000000:role/any"
 HOUSE = "1998,2150,3,2.5,0.4,2"
@@ -122,7 +122,7 @@ def container(server: EndpointServer, path: str, **more: Any) -> dict[str, Any]:
 
 
 def configured(server: EndpointServer, name: str, *containers: dict[str, Any]) -> str:
-    sagemaker = server.client("sagemaker")
+    sagemaker = server.sagemaker
     sagemaker.create_model(ModelName=name, ExecutionRoleArn=ROLE, Containers=list(containers))
     variant = {
         "ModelName": name, "VariantName": "AllTraffic", "InitialInstanceCount": 1, "InstanceType": "ml.m5.large",
@@ -132,7 +132,7 @@ def configured(server: EndpointServer, name: str, *containers: dict[str, Any]) -
 
 
 def deployed(server: EndpointServer, name: str, *containers: dict[str, Any]) -> str:
-    sagemaker = server.client("sagemaker")
+    sagemaker = server.sagemaker
     sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=configured(server, name, *containers))
     wait_for(server, name)
     return name
@@ -140,7 +140,7 @@ def deployed(server: EndpointServer, name: str, *containers: dict[str, Any]) -> 
 
 def wait_for(server: EndpointServer, name: str) -> None:
     """In service at the first look, unless the machine is very slow."""
-    server.client("sagemaker").get_waiter("endpoint_in_service").wait(EndpointName=name, WaiterConfig={"Delay": 1})
+    server.sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=name, WaiterConfig={"Delay": 1})
 
 
 def test_a_preprocessor_before_a_multi_model_learner(server: EndpointServer) -> None:
@@ -148,10 +148,11 @@ def test_a_preprocessor_before_a_multi_model_learner(server: EndpointServer) -> 
     Raw rows with y and n go in, a score comes out; TargetModel is the learner's alone.
     """
     deployed(
-        server, "houses",
+        server,
+        "houses",
         container(server, "house_preprocessor.tar.gz", ContainerHostname="preprocessor"),
         container(server, "linear/", Mode="MultiModel", ContainerHostname="learner"),
-    )  # fmt: skip
+    )
     answer = server.predict("city.tar.gz", RAW, EndpointName="houses", Accept="application/json")
     assert list(json.loads(answer)) == ["predictions"]
     assert isinstance(json.loads(answer)["predictions"][0]["score"], float)
@@ -249,7 +250,7 @@ def test_an_endpoint_whose_container_does_not_start_has_failed(
     (tmp_path / "code" / "inference.py").write_text(DEAD)
     packed(tmp_path, server.models / "dead.tar.gz")
     name = f"failed-{len(paths)}-{paths[0].partition('.')[0]}"
-    sagemaker = server.client("sagemaker")
+    sagemaker = server.sagemaker
     config = configured(server, name, *(container(server, path) for path in paths))
     sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=config)
     with pytest.raises(WaiterError):
@@ -264,11 +265,38 @@ def test_an_endpoint_whose_container_does_not_start_has_failed(
     sagemaker.delete_endpoint(EndpointName=name)
 
 
+@pytest.mark.parametrize(
+    ("program", "archive", "reason"),
+    [
+        ("other.py", "sourcedir.tar.gz", "The container's script other.py is not at the top of SAGEMAKER_SUBMIT_DIR"),
+        ("serve_it.py", "nowhere.tar.gz", "Failed to download model data(folder: "),
+    ],
+)
+def test_a_multi_model_endpoint_without_its_script_has_failed(
+    server: EndpointServer, program: str, archive: str, reason: str
+) -> None:
+    """Before any model is asked for."""
+    environment = {
+        "SAGEMAKER_PROGRAM": program,
+        "SAGEMAKER_SUBMIT_DIRECTORY": f"file://{server.models}/{archive}",
+    }
+    name = f"no-script-{archive.partition('.')[0]}"
+    sagemaker = server.sagemaker
+    of = container(server, "plain/", Mode="MultiModel", Environment=environment)
+    sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=configured(server, name, of))
+    with pytest.raises(WaiterError):
+        wait_for(server, name)
+
+    described = sagemaker.describe_endpoint(EndpointName=name)
+    assert described["EndpointStatus"] == "Failed"
+    assert f"cannot be started: {reason}" in described["FailureReason"]
+
+
 def test_an_update_that_does_not_start_leaves_the_endpoint_as_it_was(server: EndpointServer) -> None:
     """
     In service, with the reason; a weight can be changed, and the next update is an update.
     """
-    sagemaker = server.client("sagemaker")
+    sagemaker = server.sagemaker
     deployed(server, "steady", container(server, "houston.tar.gz"))
     houston = server.predict(None, HOUSE, EndpointName="steady")
     for path, status in (("nowhere.tar.gz", ("steady", houston)), ("boston.tar.gz", ("steady-boston", None))):
@@ -289,7 +317,7 @@ def test_a_new_endpoint_has_the_code_that_is_there_now(server: EndpointServer, t
     """
     Overwritten a moment ago: one from before goes on with what it has, until it is updated or made again.
     """
-    sagemaker = server.client("sagemaker")
+    sagemaker = server.sagemaker
     environment = {
         "SAGEMAKER_PROGRAM": "serve_it.py",
         "SAGEMAKER_SUBMIT_DIRECTORY": f"file://{server.models}/changing.tar.gz",
@@ -340,7 +368,7 @@ def test_endpoints_of_equal_containers_report_each_for_itself(server: EndpointSe
         )
         return tuple(values.get((f"polyhost_{name}", "AllTraffic"), 0.0) for name in names)
 
-    sagemaker = server.client("sagemaker")
+    sagemaker = server.sagemaker
     for name in ("twin-a", "twin-b"):
         deployed(server, name, container(server, "", Mode="MultiModel"))
     for name, calls in (("twin-a", 3), ("twin-b", 2)):
@@ -357,7 +385,7 @@ def test_traffic_splits_by_weight(server: EndpointServer) -> None:
     """
     A named variant gets its own; an update swaps without a gap, a deleted endpoint is gone with its models.
     """
-    sagemaker = server.client("sagemaker")
+    sagemaker = server.sagemaker
     variants = []
     for name, weight in (("houston", 3.0), ("boston", 1.0)):
         model = {**container(server, f"{name}.tar.gz")}
@@ -368,6 +396,7 @@ def test_traffic_splits_by_weight(server: EndpointServer) -> None:
         })  # fmt: skip
     sagemaker.create_endpoint_config(EndpointConfigName="split", ProductionVariants=variants)
     sagemaker.create_endpoint(EndpointName="split", EndpointConfigName="split")
+    wait_for(server, "split")
     runtime = server.client("sagemaker-runtime")
 
     def count(requests: int, **more: str) -> Counter[str]:
@@ -445,6 +474,4 @@ def test_without_the_model_cache_nothing_stays(server: EndpointServer) -> None:
     deployed(server, "uncached", one)
     for _ in range(2):
         assert json.loads(server.predict("a.tar.gz", "x", "text/plain", EndpointName="uncached"))["model"] == "a"
-        deadline = time.monotonic() + 30
-        while server.names() != before:
-            assert time.monotonic() < deadline
+        wait_until(lambda: server.names() == before, 60, "it is unloaded")

@@ -55,6 +55,7 @@ def seen_by_sdk(url: str, buckets: str, samples: Path, *cases: str) -> dict[str,
         env={
             "PATH": os.environ["PATH"], "HOME": str(samples), **CREDENTIALS, "SAGEMAKER_SUPPRESS_V2_WARNING": "1",
             "AWS_ENDPOINT_URL_S3": buckets, "AWS_ENDPOINT_URL_STS": buckets,
+            "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS": url,
         },
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -77,9 +78,7 @@ def seen(buckets: str, samples_folder: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def test_a_multi_model_endpoints_life(seen: dict[str, Any]) -> None:
-    """
-    MultiDataModel: deploy, add_model, list_models, delete; nothing is left.
-    """
+    """MultiDataModel: deploy, add_model, list_models, delete; nothing is left."""
     saw = seen["deploy_and_delete"]
 
     assert saw["models"] == ["boston.tar.gz", "texas/houston.tar.gz"]
@@ -92,16 +91,12 @@ def test_a_multi_model_endpoints_life(seen: dict[str, Any]) -> None:
 
 
 def test_what_is_there_already(seen: dict[str, Any]) -> None:
-    """
-    The SDK takes the model that is there, as it does on AWS, and the configuration is an error, as on AWS.
-    """
+    """The SDK takes the model that is there, as it does on AWS, and the configuration is an error, as on AWS."""
     assert 'Cannot create already existing endpoint configuration "arn:' in seen["deploy_twice"]["error"]
 
 
 def test_an_inference_pipeline_is_deployed_and_updated(seen: dict[str, Any]) -> None:
-    """
-    PipelineModel, and a second one in its place, without a moment out of service.
-    """
+    """PipelineModel, and a second one in its place, without a moment out of service."""
     saw = seen["deploy_pipeline"]
 
     assert ["scikit-learn" in saw["model"]["Containers"][0]["Image"], len(saw["model"]["Containers"])] == [True, 2]
@@ -110,9 +105,7 @@ def test_an_inference_pipeline_is_deployed_and_updated(seen: dict[str, Any]) -> 
 
 
 def test_a_users_script_is_named_in_the_environment(seen: dict[str, Any]) -> None:
-    """
-    SKLearnModel(entry_point=…): the SDK uploads it and says where.
-    """
+    """SKLearnModel(entry_point=…): the SDK uploads it and says where."""
     environ = seen["deploy_script"]["model"]["PrimaryContainer"]["Environment"]
 
     assert environ["SAGEMAKER_PROGRAM"] == "serve.py"
@@ -120,9 +113,7 @@ def test_a_users_script_is_named_in_the_environment(seen: dict[str, Any]) -> Non
 
 
 def test_a_predictor_updates_its_endpoint(seen: dict[str, Any]) -> None:
-    """
-    Predictor.update_endpoint, from one model to another, then all is deleted.
-    """
+    """Predictor.update_endpoint, from one model to another, then all is deleted."""
     saw = seen["deploy_and_update"]
 
     assert saw["endpoint"]["EndpointConfigName"] == saw["config"]["EndpointConfigName"]
@@ -130,13 +121,21 @@ def test_a_predictor_updates_its_endpoint(seen: dict[str, Any]) -> None:
     assert (variant["ModelName"], variant["InitialInstanceCount"]) == ("sdk-boston", 2)
 
 
+def test_the_sdk_asks_for_a_capture(seen: dict[str, Any]) -> None:
+    """By its own DataCaptureConfig. An update by the predictor keeps what the configuration said."""
+    saw = seen["deploy_and_update"]
+
+    assert (saw["captured"]["CaptureStatus"], saw["captured"]["CurrentSamplingPercentage"]) == ("Started", 50)
+    asked = saw["config"]["DataCaptureConfig"]
+    assert asked["DestinationS3Uri"] == f"s3://{BUCKET}/captured"
+    assert [option["CaptureMode"] for option in asked["CaptureOptions"]] == ["Input", "Output"]
+    assert asked["CaptureContentTypeHeader"]["JsonContentTypes"] == ["application/json"]
+
+
 def test_what_is_not_here_is_said(seen: dict[str, Any]) -> None:
-    """
-    Serverless, asynchronous, batch transform: an error at once.
-    """
+    """Serverless, training: an error at once."""
     assert "ServerlessConfig is not supported" in seen["not_here"]["serverless"]
-    assert "AsyncInferenceConfig is not supported" in seen["not_here"]["asynchronous"]
-    assert "does not train, transform in batches" in seen["not_here"]["transform"]
+    assert "does not train" in seen["not_here"]["training"]
 
 
 # With predictions
@@ -181,13 +180,12 @@ def endpoint_server(
 
 @pytest.fixture(scope="module")
 def predicted(endpoint_server: EndpointServer, buckets: str, samples_folder: Path) -> dict[str, Any]:
-    return seen_by_sdk(endpoint_server.url, buckets, samples_folder, "predict", "predict_with_own")
+    cases = ("predict", "predict_with_own", "transform", "asynchronous")
+    return seen_by_sdk(endpoint_server.url, buckets, samples_folder, *cases)
 
 
 def test_predictions_of_a_multi_model_endpoint(predicted: dict[str, Any]) -> None:
-    """
-    Each TargetModel its own answer, one that came later too; what is missing is an error of the request.
-    """
+    """Each TargetModel its own answer, one that came later too; what is missing is an error of the request."""
     saw = predicted["predict"]
 
     (houston,), (boston,) = saw["houston"], saw["boston"]
@@ -197,25 +195,35 @@ def test_predictions_of_a_multi_model_endpoint(predicted: dict[str, Any]) -> Non
 
 
 def test_predictions_of_a_pipeline(predicted: dict[str, Any]) -> None:
-    """
-    A house with its deck goes through the preprocessor into the linear learner.
-    """
+    """A house with its deck goes through the preprocessor into the linear learner."""
     (prediction,) = predicted["predict"]["pipeline"]["predictions"]
 
     assert 50_000 < prediction["score"] < 2_000_000
 
 
 def test_predictions_of_a_users_script(predicted: dict[str, Any]) -> None:
-    """
-    The script that belongs to the container serves the models of the endpoint.
-    """
+    """The script that belongs to the container serves the models of the endpoint."""
     assert predicted["predict"]["script"] == {"files": ["xgboost-model"], "sum": 6}
 
 
 def test_predictions_of_the_servers_own_endpoint(predicted: dict[str, Any]) -> None:
-    """
-    That of --models, with nothing created at all.
-    """
+    """That of --models, with nothing created at all."""
     (denver,) = predicted["predict_with_own"]["denver"]
 
     assert 100_000 < denver < 2_000_000
+
+
+def test_asynchronous_predictions(predicted: dict[str, Any]) -> None:
+    """AsyncPredictor.predict_async: the result and the model's error, from the session's own bucket."""
+    (prediction,) = predicted["asynchronous"]["price"]["predictions"]
+
+    assert prediction["score"] == predicted["predict"]["houston"][0]
+    assert "Received client error (4" in predicted["asynchronous"]["failure"]
+
+
+def test_a_transformers_job(predicted: dict[str, Any]) -> None:
+    """Transformer.transform: each row with its prediction behind it."""
+    rows = [[float(field) for field in row.split(",")] for row in predicted["transform"]["rows"]]
+
+    assert [row[:-1] for row in rows] == [[1998.0, 2150.0, 3.0, 2.5, 0.4, 2.0]] * 2
+    assert 100_000 < rows[0][-1] == rows[1][-1]

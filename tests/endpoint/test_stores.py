@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import tarfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from polyhost.endpoint.artifacts.stores import (
+from polyhost.artifacts.stores import (
     S3,
     FolderStore,
     S3Store,
@@ -18,8 +22,8 @@ from polyhost.endpoint.artifacts.stores import (
     split_archive_url,
     split_source,
 )
-from polyhost.endpoint.artifacts.transfers import ArtifactChanged, ArtifactForbidden, Listed
-from polyhost.endpoint.errors import ArtifactMissing, ArtifactUnusable, EndpointError, StoreFailed, ValidationError
+from polyhost.artifacts.transfers import ArtifactChanged, ArtifactForbidden, Listed
+from polyhost.service_errors import ArtifactMissing, ArtifactUnusable, EndpointError, StoreFailed, ValidationError
 from support.packing import noise
 
 from endpoint.conftest import SECRET_KEY, environ_for
@@ -27,8 +31,9 @@ from endpoint.faults import FaultyBucket, faulty_bucket
 
 
 @pytest.mark.parametrize(
-    "key", ["a.tar.gz", "a/b/c.tar.gz", "…/модель №1.tar.gz", "a b+c%2F.tar.gz", "...", "a..b", ".hidden", "x" * 1024],
-)  # fmt: skip
+    "key",
+    ["a.tar.gz", "a/b/c.tar.gz", "…/модель №1.tar.gz", "a b+c%2F.tar.gz", "...", "a..b", ".hidden", "x" * 1024],
+)
 def test_keys_that_may_be(key: str) -> None:
     """
     Any text that names one place below its source.
@@ -162,12 +167,23 @@ def test_what_is_not_in_a_folder_is_missing(folder: Path, key: str) -> None:
         store_of(folder).look_up(key)
 
 
-def test_a_folder_must_be_packed(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "archive"), [("team", "team.tar.gz"), ("team a/b.tar.gz", "team a/b.tar.gz"), ("it's", "it's.tar.gz")]
+)
+def test_a_folder_must_be_packed(tmp_path: Path, key: str, archive: str) -> None:
     """
-    A model that lies there unpacked is refused with the command that packs it.
+    A model that lies there unpacked is refused with the command that packs it, which does.
     """
-    with pytest.raises(ArtifactUnusable, match=r"it is a folder, not an archive\. .*: tar -czf team\.tar\.gz"):
-        store_of(folder).look_up("team")
+    (tmp_path / key).mkdir(parents=True)
+    (tmp_path / key / "weights").write_text("1")
+    with pytest.raises(ArtifactUnusable, match=r"it is a folder, not an archive\. Please pack") as refused:
+        store_of(tmp_path).look_up(key)
+
+    command = refused.value.message.partition("what is in it: ")[2]
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert store_of(tmp_path).look_up(archive).size_bytes
+    with tarfile.open(tmp_path / archive) as tar:
+        assert sorted(tar.getnames()) == [".", "./weights"]
 
 
 def test_a_pipe_is_no_archive(folder: Path) -> None:
@@ -194,11 +210,11 @@ def test_a_file_that_changes_while_it_is_read_is_not_used(folder: Path, tmp_path
     """
     store = store_of(folder)
     listed = store.look_up("a.tar.gz")
-    with store.opened("a.tar.gz", listed, tmp_path / "copy") as path:
+    with store.opened("a.tar.gz", listed, tmp_path / "copy", threading.Event()) as path:
         assert path.read_bytes() == b"archive"
-    with pytest.raises(ArtifactChanged), store.opened("a.tar.gz", listed, tmp_path / "copy"):
+    with pytest.raises(ArtifactChanged), store.opened("a.tar.gz", listed, tmp_path / "copy", threading.Event()):
         (folder / "a.tar.gz").write_bytes(b"another archive")
-    with pytest.raises(ArtifactChanged), store.opened("a.tar.gz", listed, tmp_path / "copy"):
+    with pytest.raises(ArtifactChanged), store.opened("a.tar.gz", listed, tmp_path / "copy", threading.Event()):
         pytest.fail("it is another one already")
 
 
@@ -210,16 +226,17 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Makes clients with short patience for a url; `attempts` of each request."""
     made: list[S3] = []
 
-    def make(url: str, *, read_secs: float = 5, fetch_secs: float = 60, attempts: int = 1) -> S3:
-        for name, value in {**environ_for(url), "AWS_MAX_ATTEMPTS": str(attempts)}.items():
+    def make(
+        url: str, *, read_secs: float = 60, fetch_secs: float = 240, attempts: int = 1, stall_secs: float = 60
+    ) -> S3:
+        for name, value in environ_for(url, attempts).items():
             monkeypatch.setenv(name, value)
-        made.append(S3(5, read_secs, fetch_secs))
+        made.append(S3(60, read_secs, fetch_secs, stall_secs))
         return made[-1]
 
     yield make
     for s3 in made:
-        for client, manager in filter(None, [s3._made]):
-            manager.shutdown()
+        for client in s3._made or ():
             client.close()
 
 
@@ -232,7 +249,7 @@ def faulty() -> Iterator[FaultyBucket]:
 
 
 def fetched(store: S3Store, key: str, to: Path) -> bytes:
-    with store.opened(key, store.look_up(key), to) as path:
+    with store.opened(key, store.look_up(key), to, threading.Event()) as path:
         return path.read_bytes()
 
 
@@ -240,7 +257,7 @@ def test_a_bucket_is_listed_page_by_page(s3: Any, bucket: str, s3_url: str, clie
     """
     All archives below the prefix and nothing else, with the versions and sizes that a look-up finds.
     """
-    names = [f"m{number}.tar.gz" for number in range(240)] + ["deep/er.zip", "модель 1+1.tar.gz"]
+    names = [f"m{number}.tar.gz" for number in range(48)] + ["deep/er.zip", "модель 1+1.tar.gz"]
     for name in (*names, "notes.txt", "folder.tar.gz/", "bad//key.tar.gz"):
         s3.put_object(Bucket=bucket, Key=f"pre/{name}", Body=name.encode())
     s3.put_object(Bucket=bucket, Key="elsewhere.tar.gz", Body=b"")
@@ -252,6 +269,32 @@ def test_a_bucket_is_listed_page_by_page(s3: Any, bucket: str, s3_url: str, clie
     assert sorted(archives) == sorted(names)
     assert archives["deep/er.zip"] == store.look_up("deep/er.zip")
     assert archives["модель 1+1.tar.gz"].size_bytes == len("модель 1+1.tar.gz".encode())
+
+
+def test_a_listing_begins_behind_a_name(s3: Any, bucket: str, s3_url: str, client: Any, tmp_path: Path) -> None:
+    """In the order of names, in a folder too, and no further than it is read."""
+    names = ["B.tar.gz", "a.tar.gz", "b/a.tar.gz", "b.tar.gz", "ü.tar.gz"]
+    for name in (*names, "z.txt"):
+        s3.put_object(Bucket=bucket, Key=f"pre/{name}", Body=b"")
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    for store in (S3Store(client(s3_url), bucket, "pre/"), FolderStore(f"{tmp_path}/")):
+        for after, expected in (("", sorted(names)), ("b", sorted(names)[2:]), ("b.tar.gz", sorted(names)[3:])):
+            assert [key for page in store.pages(after) for key in page] == expected
+    assert [list(page) for page in FolderStore(f"{tmp_path}/").pages("a", 2)] == [["a.tar.gz", "b.tar.gz"]]
+
+
+def test_a_look_up_of_what_is_known_asks_whether_it_is_so_yet(s3: Any, bucket: str, s3_url: str, client: Any) -> None:
+    s3.put_object(Bucket=bucket, Key="a.tar.gz", Body=b"one")
+    store = S3Store(client(s3_url), bucket, "")
+    known = store.look_up("a.tar.gz")
+    assert store.look_up("a.tar.gz", known) is known
+    s3.put_object(Bucket=bucket, Key="a.tar.gz", Body=b"other")
+    changed = store.look_up("a.tar.gz", known)
+    assert (changed.size_bytes, changed.version != known.version) == (5, True)
+    s3.delete_object(Bucket=bucket, Key="a.tar.gz")
+    with pytest.raises(ArtifactMissing):
+        store.look_up("a.tar.gz", changed)
 
 
 def test_an_archive_in_parts_is_the_same(s3: Any, bucket: str, s3_url: str, client: Any, tmp_path: Path) -> None:
@@ -277,7 +320,7 @@ def test_an_object_that_was_overwritten_is_not_mixed(
     listed = store.look_up("a.tar")
     s3.put_object(Bucket=bucket, Key="a.tar", Body=noise(size, 2))
 
-    with pytest.raises(ArtifactChanged), store.opened("a.tar", listed, tmp_path / "copy"):
+    with pytest.raises(ArtifactChanged), store.opened("a.tar", listed, tmp_path / "copy", threading.Event()):
         pytest.fail("the other version was fetched")
     assert list(tmp_path.iterdir()) == []
 
@@ -304,7 +347,10 @@ def test_a_missing_bucket(s3_url: str, client: Any, tmp_path: Path) -> None:
     for ask in (lambda: store.look_up("a.tar.gz"), lambda: list(store.pages())):
         with pytest.raises(ArtifactMissing, match="bucket: no-such-bucket, key: p/"):
             ask()
-    with pytest.raises(ArtifactMissing), store.opened("a.tar.gz", Listed("0", 10), tmp_path / "copy"):
+    with (
+        pytest.raises(ArtifactMissing),
+        store.opened("a.tar.gz", Listed("0", 10), tmp_path / "copy", threading.Event()),
+    ):
         pytest.fail("there is none")
 
 
@@ -356,6 +402,39 @@ def test_a_download_that_always_fails(faulty: FaultyBucket, client: Any, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_download_that_stalls_is_started_again(faulty: FaultyBucket, client: Any, tmp_path: Path) -> None:
+    """Long before its server's silence is an error: the next connection may meet another server."""
+    faulty.faults.extend(["", "hang"])
+
+    data = fetched(S3Store(client(faulty.url, stall_secs=1), "bucket", "p/"), "a.tar.gz", tmp_path / "copy")
+    assert data == faulty.objects["/bucket/p/a.tar.gz"]
+
+
+def test_a_download_that_always_stalls(faulty: FaultyBucket, client: Any, tmp_path: Path) -> None:
+    """Its threads wait yet; that keeps the next one from nothing."""
+    faulty.faults.extend(["", "hang", "hang", "hang"])
+    s3 = client(faulty.url, stall_secs=0.2)
+    store = S3Store(s3, "bucket", "p/")
+    with pytest.raises(StoreFailed, match=r"was not fetched: its server has stopped sending 3 times\. Ask again later"):
+        fetched(store, "a.tar.gz", tmp_path / "copy")
+
+    s3.stall_secs = 60
+    assert fetched(store, "a.tar.gz", tmp_path / "copy") == faulty.objects["/bucket/p/a.tar.gz"]
+
+
+def test_a_download_can_be_cancelled(faulty: FaultyBucket, client: Any, tmp_path: Path) -> None:
+    faulty.faults.extend(["", "hang"])
+    store, cancelled = S3Store(client(faulty.url), "bucket", "p/"), threading.Event()
+    listed = store.look_up("a.tar.gz")
+    threading.Thread(target=lambda: faulty.is_halfway.wait() and cancelled.set()).start()
+
+    with (
+        pytest.raises(StoreFailed, match="nobody waits for it any more"),
+        store.opened("a.tar.gz", listed, tmp_path / "copy", cancelled),
+    ):
+        pytest.fail("it was fetched")
+
+
 def test_a_download_that_takes_too_long_in_all(faulty: FaultyBucket, client: Any, tmp_path: Path) -> None:
     """
     There is an end to it, however patient each single read is.
@@ -367,13 +446,15 @@ def test_a_download_that_takes_too_long_in_all(faulty: FaultyBucket, client: Any
     faulty.stop()
 
 
-def test_nobody_answers(client: Any, faulty: FaultyBucket) -> None:
+def test_nobody_answers(client: Any) -> None:
     """
     A bucket whose server is gone fails, it has not lost its models.
     """
-    faulty.stop()
-    with pytest.raises(StoreFailed, match="Bucket bucket cannot be read now"):
-        S3Store(client(faulty.url), "bucket", "p/").look_up("a.tar.gz")
+    with socket.socket() as silent:  # it has the port, and takes no connection
+        silent.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(StoreFailed, match="Bucket bucket cannot be read now"):
+            S3Store(client(url), "bucket", "p/").look_up("a.tar.gz")
 
 
 def test_no_such_host(client: Any) -> None:

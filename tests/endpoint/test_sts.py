@@ -19,7 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from polyhost.api.http import Reply, Request
 from polyhost.api.sts import Sts
-from polyhost.endpoint.errors import EndpointError
+from polyhost.service_errors import EndpointError
 from support.fronts import front
 from support.principals import ACCOUNT, ANNA, BERT, BOSTON_ONLY, ENDPOINT, INVOKE, House, policy
 from support.signing import signed
@@ -43,7 +43,7 @@ class Endpoint:
         target = request.headers.get("x-amzn-sagemaker-target-model", "").encode("latin-1").decode()
         context = {"sagemaker:TargetModel": target} if target else {}
         try:
-            caller = self._access.authenticate(*request, service="sagemaker")
+            caller = self._access.authenticate(*request[:5], service="sagemaker")
             self._access.authorize(caller, INVOKE, ENDPOINT, context)
         except EndpointError as error:
             body = json.dumps({"Message": error.message}).encode()
@@ -328,7 +328,7 @@ def test_our_own_failure_is_500_and_is_logged(tmp_path: Path, caplog: pytest.Log
     With nothing of it in the answer.
     """
     house = House(tmp_path)
-    house.access._token_key = None
+    house.access._key = None
     wire = signed(body=b"Action=AssumeRole&RoleSessionName=abc&RoleArn=" + BOSTON_ONLY.encode(), service="sts", **ANNA)
     reply = Sts(house.access, ACCOUNT).answer(Request(*wire), "7")
 

@@ -148,8 +148,9 @@ def compare_with_published(root: Path) -> None:
         order = np.argsort(probabilities)[::-1][:5]
         names = list(COLOURS)
         CASES[f"{name} answer"] = [
-            ask(model, body), [f"probability={probabilities[each]:f}, class={names[each]}" for each in order]
-        ]  # fmt: skip
+            ask(model, body),
+            [f"probability={probabilities[each]:f}, class={names[each]}" for each in order],
+        ]
 
 
 def ask_all(root: Path) -> None:

@@ -7,6 +7,7 @@ that any handler knows goes to each of them.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import time
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +24,23 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from polyhost_handlers.auto import AutoHandler
 from polyhost_handlers.base import Handler, ModelSource, Request, answered, load_guarded
-from polyhost_handlers.recordio import encode_features
 from polyhost_handlers.script_handler import ScriptHandler
 from sklearn.compose import ColumnTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from support.forms import examples
+from support.records import encode_features
 
-from handlers.calling import npy, npz
+from handlers.calling import npy, npy_header, npz
 from handlers.test_artifacts import put_knn, put_linear_learner, put_onnx
+from handlers.test_onnx import write
 from handlers.test_recordio import record
 from handlers.test_xgboost import FIXTURES
 
@@ -75,6 +79,12 @@ GOOD = [
     npz(arr_0=[ROW]),
     npy(np.array([[1, 2]], ">i2")),
     npy([["a", "b"]]),
+    npy(np.array([["a", "b", "c"]], ">U2")),
+    npy(np.array([["a", "b", "c"]], "S2")),
+    npy(np.array([["a", "b", "c", "d"]])),
+    npy(np.array([[True, False, True, True]])),
+    npy(np.array([ROW], "longdouble")),
+    b'[["\\u0041", "\\ud83d\\ude00", "b"]]',
     encode_features([ROW, ROW]),
     record([1, 2], [0, 3], [4]),
     record([1, 2], kind="i"),
@@ -105,6 +115,22 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(body)
 
 
+def array_file(descr: str, data: bytes, shape: tuple[int, ...]) -> bytes:
+    """A .npy file of any bytes; `descr` as its header has it."""
+    return npy_header(f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}", data)
+
+
+# What no text is, as bytes of numpy's U: beyond the last code point, below the first, half of a pair.
+NO_TEXTS = [b"\xff\xff\xff\xff", b"\x00\x00\x11\x00", b"\x00\x00\x00\x80", b"\x00\xd8\x00\x00", b"\xff\xdf\x00\x00"]
+BROKEN_TEXTS = [
+    *(array_file("'<U1'", point * width, (1, width)) for point in NO_TEXTS for width in (1, 3, 4)),
+    *(array_file("'>U1'", point[::-1] * 4, (4,)) for point in NO_TEXTS),
+    *(array_file("'<U2'", b"a\0\0\0" + point, (1,)) for point in NO_TEXTS),
+    array_file("'|S2'", b"a\xffb\xc3", (1, 2)),
+    array_file("[('a', '<U1'), ('b', '<f8')]", b"\xff" * 12, (1,)),
+    array_file("[('a', '<U1', (2,))]", b"\xff" * 8, (1,)),
+]
+
 BODIES = damaged() | damaged() | st.binary(max_size=80)
 
 
@@ -124,6 +150,9 @@ def sample(kind: str, folder: Path) -> None:
         put_knn(folder)
     elif kind == "onnx":
         put_onnx(folder)
+    elif kind == "onnx texts":
+        text = ("x", TensorProto.STRING, ["rows", 3])
+        write(folder / "model.onnx", [helper.make_node("Identity", ["x"], ["y"])], [text], [("y", *text[1:])])
     elif kind == "script":
         (folder / "code").mkdir()
         (folder / "code" / "inference.py").write_text("def model_fn(model_dir):\n    return lambda data: data\n")
@@ -134,6 +163,8 @@ def sample(kind: str, folder: Path) -> None:
 def estimator(kind: str) -> Any:
     if kind == "regression":
         return LinearRegression().fit(np.eye(4), ROW)
+    if kind == "passed on":
+        return FunctionTransformer().fit(np.array([["a", 1, True]], dtype=object))
     if kind == "texts":
         return make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(
             ["a good day", "a bad night"], ["good", "bad"]
@@ -162,19 +193,43 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Handl
     del sys.modules["inference"]
 
 
-KINDS = ("xgboost", "ensemble", "linear", "knn", "onnx", "regression", "preprocessor", "named", "texts", "script")
+KINDS = ("xgboost", "ensemble", "linear", "knn", "onnx", "regression", "preprocessor", "named", "texts",
+         "passed on", "onnx texts", "script")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_that_are_none(kind: str, models: dict[str, Handler]) -> None:
+    """numpy reads any four bytes as a character, and fails only when it has to make a text of them."""
+    model = models[kind]
+    bodies = [(body, "application/x-npy") for body in BROKEN_TEXTS]
+    bodies += [(packed(a=body), "application/x-npz") for body in BROKEN_TEXTS]
+    bodies += [(packed(a=body, b=body, c=body), "application/x-npz") for body in BROKEN_TEXTS]
+    bodies += [(b'[["\\udfff", "\\ud800", "a"]]', "application/json"), (b'["\\uDEAD"]', "application/jsonlines")]
+
+    for body, content_type in bodies:
+        response = answered(model, partial(Request, body, content_type), kind)
+
+        # A script is given what numpy can hold, as the inference toolkit gives it.
+        assert response.status in ({400, 415, None} if kind == "script" else {400, 415}), (body, response.body)
+
+
+def packed(**files: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, file in files.items():
+            archive.writestr(f"{name}.npy", file)
+    return stream.getvalue()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_body(kind: str, models: dict[str, Handler]) -> None:
-    """
-    200, 204, 400 or 415; a 500 only where it is a script's or an estimator's own; never a MemoryError.
-    """
+    """200, 204, 400 or 415; a 500 only where it is a script's or an estimator's own; never a MemoryError."""
     model = models[kind]
     # A script that is the identity fails by itself.
     allowed = {200, 204, 400, 415} | ({500} if isinstance(model, ScriptHandler) else set())
 
     @settings(max_examples=examples(150), suppress_health_check=list(HealthCheck))
+    @example(array_file("'<U1'", b"\xff\xff\xff\xff", (1, 1)), "application/x-npy", "application/json")
     @given(body=BODIES, content_type=st.sampled_from(CONTENT_TYPES), accept=st.sampled_from(ACCEPTS))
     def answers(body: bytes, content_type: str, accept: str) -> None:
         tracemalloc.start()

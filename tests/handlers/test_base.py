@@ -69,18 +69,14 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
 
 
 def test_a_raw_body_with_its_headers(model: Model) -> None:
-    """
-    The body as bytes, header names in lower case, Content-Type and Accept of the request.
-    """
+    """The body as bytes, header names in lower case, Content-Type and Accept of the request."""
     answer = model.load().ask(b"1,2", "text/csv", "text/x", **{"X-Thing": "yes"})
 
     assert (answer.status, answer.body, answer.content_type) == (200, b"1,2|text/csv|text/x|yes", "text/x")
 
 
 def test_the_source_names_model_folder_and_container(model: Model, tmp_path: Path) -> None:
-    """
-    A handler never reads the environment or MMS's context by itself.
-    """
+    """A handler never reads the environment or MMS's context by itself."""
     source = loaded_by(model.load()._handle).source
 
     assert (source.model_dir, source.model_name, source.is_multi_model) == (tmp_path, "model", True)
@@ -101,27 +97,21 @@ def test_the_source_names_model_folder_and_container(model: Model, tmp_path: Pat
     ],
 )
 def test_where_mms_puts_a_body(model: Model, parts: list[Part], content_type: str, told: str) -> None:
-    """
-    Raw, as the one field of a form with the field's own type, or decoded by a stock MMS.
-    """
+    """Raw, as the one field of a form with the field's own type, or decoded by a stock MMS."""
     (answer,) = model.load().ask_parts([parts], {"Content-Type": content_type} if content_type else {})
 
     assert answer.body.decode() == told + "|"
 
 
 def test_several_fields_and_none_is_the_body(model: Model) -> None:
-    """
-    The answer says how to name it.
-    """
+    """The answer says how to name it."""
     (answer,) = model.load().ask_parts([[Part("b", b"1"), Part("a", b"2")]], {})
 
     assert (answer.status, answer.message) == (400, "Send one field, or name one of them 'body': the request has a, b.")
 
 
 def test_an_error_is_mmss_json_in_one_sentence(model: Model) -> None:
-    """
-    Clients parse one form of errors, whoever made them.
-    """
+    """Clients parse one form of errors, whoever made them."""
     answer = model.load().ask(b"bad")
 
     assert answer.json() == {"code": 400, "type": "BadRequestException", "message": "Send something better."}
@@ -131,9 +121,7 @@ def test_an_error_is_mmss_json_in_one_sentence(model: Model) -> None:
 
 
 def test_no_content_has_no_body(model: Model) -> None:
-    """
-    204 as HTTP has it.
-    """
+    """204 as HTTP has it."""
     answer = model.load().ask(b"nothing")
 
     assert (answer.status, answer.body) == (204, b"")
@@ -143,9 +131,7 @@ def test_a_bug_is_a_sentence_for_the_client_and_a_traceback_for_the_log(
     model: Model,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """
-    Neither Python's trace nor a library's reaches the client.
-    """
+    """Neither Python's trace nor a library's reaches the client."""
     answer = model.load().ask(b"bug")
 
     assert (answer.status, answer.message) == (500, "Prediction failed: RuntimeError: it broke")
@@ -153,18 +139,14 @@ def test_a_bug_is_a_sentence_for_the_client_and_a_traceback_for_the_log(
 
 
 def test_memory_is_507_by_mms_itself(model: Model) -> None:
-    """
-    MemoryError leaves the handler, and MMS answers for the whole batch.
-    """
+    """MemoryError leaves the handler, and MMS answers for the whole batch."""
     answers = model.load().ask_batch([b"1", b"memory", b"2"])
 
     assert [answer.status for answer in answers] == [507, 507, 507]
 
 
 def test_each_of_a_batch_has_its_own_answer(model: Model) -> None:
-    """
-    One bad request spoils no other.
-    """
+    """One bad request spoils no other."""
     answers = model.load().ask_batch([b"1", b"bad", b"bug", b"object", b"nothing"])
 
     assert [answer.status for answer in answers] == [200, 400, 500, 200, 204]
@@ -172,9 +154,7 @@ def test_each_of_a_batch_has_its_own_answer(model: Model) -> None:
 
 
 def test_a_status_set_on_the_context_stays(model: Model) -> None:
-    """
-    Scripts may choose their own.
-    """
+    """Scripts may choose their own."""
     assert model.load().ask(b"own status").status == 418
 
 
@@ -205,9 +185,7 @@ def test_a_failed_load_says_so(
     error: type[Exception],
     text: str,
 ) -> None:
-    """
-    MMS hears it, because the handler is a function; the log has the sentence and the model's name.
-    """
+    """MMS hears it, because the handler is a function; the log has the sentence and the model's name."""
     (tmp_path / "order").write_text(order)
     with caplog.at_level(logging.ERROR), pytest.raises(error, match=text):
         model.load()
@@ -215,9 +193,7 @@ def test_a_failed_load_says_so(
 
 
 def test_a_model_that_failed_to_load_is_loaded_by_the_next_request(model: Model, tmp_path: Path) -> None:
-    """
-    MMS may start a worker again and send it a request first.
-    """
+    """MMS may start a worker again and send it a request first."""
     (tmp_path / "order").write_text("memory")
     with pytest.raises(MemoryError):
         model.load()
@@ -227,9 +203,7 @@ def test_a_model_that_failed_to_load_is_loaded_by_the_next_request(model: Model,
 
 
 def test_two_entry_points_share_nothing(tmp_path: Path) -> None:
-    """
-    One process may hold many models.
-    """
+    """One process may hold many models."""
     handles = [entry_point(Teller), entry_point(Teller)]
     for number, handle in enumerate(handles):
         service = Service(f"m{number}", str(tmp_path), None, handle, None, 1)
@@ -239,9 +213,7 @@ def test_two_entry_points_share_nothing(tmp_path: Path) -> None:
 
 
 def test_the_size_of_a_folder_is_that_of_all_its_files(tmp_path: Path) -> None:
-    """
-    Subfolders too; the guard's estimate needs it.
-    """
+    """Subfolders too; the guard's estimate needs it."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_bytes(bytes(1000))
     (tmp_path / "c").write_bytes(bytes(24))

@@ -61,9 +61,7 @@ INNOCENT = [
 
 @pytest.mark.parametrize("error", REAL, ids=str)
 def test_what_libraries_say_when_memory_is_short(error: Exception) -> None:
-    """
-    Each library's own words become a MemoryError, which the server answers with 507.
-    """
+    """Each library's own words become a MemoryError, which the server answers with 507."""
     assert is_out_of_memory(error)
     with pytest.raises(MemoryError), memory_errors_translated():
         raise error
@@ -71,9 +69,7 @@ def test_what_libraries_say_when_memory_is_short(error: Exception) -> None:
 
 @pytest.mark.parametrize("error", INNOCENT, ids=str)
 def test_what_only_speaks_of_memory(error: Exception) -> None:
-    """
-    All else passes as it is, whatever words are in it.
-    """
+    """All else passes as it is, whatever words are in it."""
     assert not is_out_of_memory(error)
     with pytest.raises(type(error)) as raised, memory_errors_translated():
         raise error
@@ -81,18 +77,14 @@ def test_what_only_speaks_of_memory(error: Exception) -> None:
 
 
 def test_an_error_made_of_a_memory_error_is_one() -> None:
-    """
-    Customers' code wraps what it catches; our own sentences are never doubted.
-    """
+    """Customers' code wraps what it catches; our own sentences are never doubted."""
     for error, is_short in (ValueError("it cannot be loaded"), True), (Unparseable("it cannot be read"), False):
         error.__cause__ = MemoryError()
         assert is_out_of_memory(error) is is_short
 
 
 def test_memory_is_asked_for_and_not_touched() -> None:
-    """
-    A gigabyte is looked for without being used; an absurd amount is not there.
-    """
+    """A gigabyte is looked for without being used; an absurd amount is not there."""
     before = _resident_bytes()
     assert not is_memory_short(1024**3)
     assert _resident_bytes() - before < 100 * 1024**2
@@ -107,9 +99,7 @@ def _resident_bytes() -> int:
 
 
 def test_a_damaged_artifact_that_asks_for_absurd_amounts_is_not_a_lack_of_memory() -> None:
-    """
-    A 507 would have the platform evict every other model, and then try the broken one again.
-    """
+    """A 507 would have the platform evict every other model, and then try the broken one again."""
     sentence = r"^Unable to load model: m.ubj: std::bad_alloc$"
     with pytest.raises(LoadFailed, match=sentence), load_errors_named("m.ubj", artifact_bytes=1000):
         raise LibraryError("std::bad_alloc")
@@ -140,7 +130,5 @@ def test_a_damaged_artifact_that_asks_for_absurd_amounts_is_not_a_lack_of_memory
     ],
 )
 def test_a_library_in_one_sentence(text: str, sentence: str) -> None:
-    """
-    No stack trace, no place in somebody's source.
-    """
+    """No stack trace, no place in somebody's source."""
     assert sentence_of(LibraryError(text)) == sentence

@@ -57,19 +57,15 @@ def tensor(name: str, shape: Any, data: Any) -> dict[str, Any]:
     ids=lambda value: json.dumps(value)[:60],
 )
 def test_rows_and_their_names(document: Any, names: tuple[str, ...] | None, rows: list[list[int]]) -> None:
-    """
-    What built-in algorithms, pandas, MLflow, TensorFlow Serving, Seldon and the Open Inference Protocol send.
-    """
+    """What built-in algorithms, pandas, MLflow, TensorFlow Serving, Seldon and the Open Inference Protocol send."""
     table = table_of(document)
 
-    assert (table.names, table.rows) == (names, rows)
+    assert (table.names, table.lists) == (names, rows)
 
 
 @pytest.mark.parametrize("name", ["data", "features", "values", "instances", "inputs", "columns", "keys", "name"])
 def test_a_column_may_be_called_as_a_wrapper_is(name: str) -> None:
-    """
-    Where the model knows such a column, an object of the model's names alone is a record.
-    """
+    """Where the model knows such a column, an object of the model's names alone is a record."""
     known = (name, "b")
 
     for document in ([{"b": 2, name: 1}], {"b": 2, name: 1}, {"b": [2], name: [1]}, {"b": {"0": 2}, name: {"0": 1}}):
@@ -77,12 +73,10 @@ def test_a_column_may_be_called_as_a_wrapper_is(name: str) -> None:
 
 
 def test_a_tensor_that_is_a_column_by_its_name() -> None:
-    """
-    One tensor of a model of one feature.
-    """
+    """One tensor of a model of one feature."""
     table = table_of({"inputs": [tensor("a", [3], [1, 2, 3])]}, ("a",))
 
-    assert (table.names, table.rows) == (("a",), [[1], [2], [3]])
+    assert (table.names, table.lists) == (("a",), [[1], [2], [3]])
 
 
 @pytest.mark.parametrize(
@@ -96,9 +90,7 @@ def test_a_tensor_that_is_a_column_by_its_name() -> None:
     ],
 )
 def test_lines(documents: list[Any], names: tuple[str, ...] | None, rows: list[list[int]]) -> None:
-    """
-    A row each, in any of the forms, the names in any order.
-    """
+    """A row each, in any of the forms, the names in any order."""
     table = table_of_lines(documents)
 
     assert (table.names, table.rows, table.unit) == (names, rows, "Line")
@@ -135,9 +127,7 @@ def test_lines(documents: list[Any], names: tuple[str, ...] | None, rows: list[l
     ids=lambda value: json.dumps(value)[:60],
 )
 def test_what_is_no_table(document: Any, sentence: str) -> None:
-    """
-    A sentence, or a row whose field is refused when it is read.
-    """
+    """A sentence, or a row whose field is refused when it is read."""
     if not sentence:
         assert table_of(document).rows == [[1, {"features": [1]}]]
         return
@@ -149,9 +139,7 @@ def test_what_is_no_table(document: Any, sentence: str) -> None:
     "document", [[], {"instances": []}, {"a": [], "b": []}, {"inputs": [tensor("x", [0, 10**18], [])]}]
 )
 def test_no_rows(document: Any) -> None:
-    """
-    Nothing was asked.
-    """
+    """Nothing was asked."""
     with pytest.raises(NoContent):
         table_of(document)
 
@@ -173,9 +161,7 @@ def test_no_rows(document: Any) -> None:
     ],
 )
 def test_columns_in_the_models_order(sent: Any, its: Any, optional: tuple[str, ...], right: Any) -> None:
-    """
-    By name where both sides have names, else by position.
-    """
+    """By name where both sides have names, else by position."""
     table = table_of([[1, 2]] if sent is None else {"columns": list(sent), "data": [[1, 2]]})
     schema = Schema(1) if its == "1" else Schema(len(its) if its else None, its, optional=frozenset(optional))
     try:

@@ -20,8 +20,9 @@ from polyhost_handlers.base import ModelSource
 from polyhost_handlers.errors import LoadFailed
 from polyhost_handlers.faiss_index import BrokenIndex, read_index
 from polyhost_handlers.knn_handler import KnnHandler
-from polyhost_handlers.recordio import decode_recordio, encode_features
+from polyhost_handlers.recordio import decode_recordio
 from support.forms import examples
+from support.records import encode_features
 
 from handlers.calling import Model, csv, npy
 
@@ -53,9 +54,7 @@ def put(folder: Path, index: bytes | None = None, labels: Any = LABELS, **metada
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("kind", FOUND[VERSIONS[0]]["found"])
 def test_the_same_neighbours_as_faiss(version: str, kind: str) -> None:
-    """
-    Indexes of every kind that SageMaker makes, of the oldest faiss and of a new one; -1 is one that is missing.
-    """
+    """Indexes of every kind that SageMaker makes, of the oldest faiss and of a new one; -1 is one that is missing."""
     found = FOUND[version]["found"][kind]
     index = read_index((FIXTURES / f"{version}-{kind}.index").read_bytes())
     got = index.search(np.array(FOUND[version]["rows"]), 5)
@@ -69,9 +68,7 @@ def test_the_same_neighbours_as_faiss(version: str, kind: str) -> None:
 @pytest.mark.parametrize("cells", [1, 100, 4_000_000])
 @pytest.mark.parametrize(("spread", "offset"), [(1.0, 0.0), (1.0, 1e4), (1e-3, 1e3), (1e15, 0.0)])
 def test_the_nearest_are_exact(spread: float, offset: float, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Also far from the origin, where products of float32 lose what differs; many rows at a time, or one.
-    """
+    """Also far from the origin, where products of float32 lose what differs; many rows at a time, or one."""
     monkeypatch.setattr(faiss_index, "_MAX_CELLS", cells)
     monkeypatch.setattr(faiss_index, "_CHUNK_ROWS", 7)
     random = np.random.default_rng(7)
@@ -98,9 +95,7 @@ def test_of_equal_vectors_the_first_comes_first() -> None:
 def test_the_same_labels_as_scikit_learn(
     predictor: str, k: int, handler: str, tmp_path: Path, load: Callable[..., Model]
 ) -> None:
-    """
-    The most frequent label, of equally frequent ones the smallest; or the mean. More than there are is all.
-    """
+    """The most frequent label, of equally frequent ones the smallest; or the mean. More than there are is all."""
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
     right = (KNeighborsClassifier if predictor == "classifier" else KNeighborsRegressor)(min(k, 40))
@@ -112,9 +107,7 @@ def test_the_same_labels_as_scikit_learn(
 
 
 def test_cosine_compares_directions(tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    SageMaker's index of unit vectors with `normalize`: the row is made one, too; a row of zeros stays one.
-    """
+    """SageMaker's index of unit vectors with `normalize`: the row is made one, too; a row of zeros stays one."""
     from sklearn.neighbors import KNeighborsClassifier
 
     unit = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
@@ -155,9 +148,7 @@ def test_every_input(body: bytes, content_type: str, tmp_path: Path, load: Calla
 
 
 def test_every_output(tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    AWS's documented forms; distances from the smallest to the largest, with the labels that belong to them.
-    """
+    """AWS's documented forms; distances from the smallest to the largest, with the labels that belong to them."""
     vectors, labels = [[0, 0], [3, 4], [6, 8], [0, 1]], np.array([1, 2, 2, 7], "f4")
     model = load("knn_handler", put(tmp_path, flat(vectors), labels, k=3))
     brief = {"predicted_label": 1.0}
@@ -186,9 +177,7 @@ def test_labels_may_be_numpys_file(tmp_path: Path, load: Callable[..., Model]) -
 
 
 def test_an_index_that_finds_nothing_says_so(tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    IVF looks into a few lists, which may be empty: then there is no label to give.
-    """
+    """IVF looks into a few lists, which may be empty: then there is no label to give."""
     found = FOUND["1.8.0"]["found"]["ivfflat-sparse"]
     number = next(number for number, ids in enumerate(found["ids"]) if max(ids) < 0)
     index = (FIXTURES / "1.8.0-ivfflat-sparse.index").read_bytes()
@@ -218,9 +207,7 @@ def test_an_index_that_finds_nothing_says_so(tmp_path: Path, load: Callable[...,
 def test_codes(
     body: bytes, content_type: str, status: int, sentence: str, tmp_path: Path, load: Callable[..., Model]
 ) -> None:
-    """
-    A client's mistake is a 4xx that says what to change.
-    """
+    """A client's mistake is a 4xx that says what to change."""
     answer = load("knn_handler", put(tmp_path)).ask(body, content_type)
 
     assert answer.status == status
@@ -313,9 +300,7 @@ def test_numbers_that_are_none_are_refused_wherever_they_are(kind: str) -> None:
 @settings(max_examples=examples(120))
 @given(data=st.data())
 def test_a_damaged_index_is_refused_or_read(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """
-    Cut off anywhere, or with any bytes changed: an index or a sentence, and memory in proportion to the file.
-    """
+    """Cut off anywhere, or with any bytes changed: an index or a sentence, and memory in proportion to the file."""
     kind = data.draw(st.sampled_from(["flat-l2", "ivfflat", "ivfflat-sparse", "ivfpq", "idmap"]))
     content = bytearray((FIXTURES / f"1.8.0-{kind}.index").read_bytes())
     if data.draw(st.booleans()):

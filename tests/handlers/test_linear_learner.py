@@ -20,8 +20,8 @@ from polyhost_handlers.base import ModelSource
 from polyhost_handlers.errors import LoadFailed
 from polyhost_handlers.linear_learner_handler import LinearLearnerHandler
 from polyhost_handlers.ndarray_file import write_params
-from polyhost_handlers.recordio import encode_features
 from support.forms import examples
+from support.records import encode_features
 
 from handlers.calling import Model, csv, npy
 from handlers.test_recordio import record
@@ -103,9 +103,7 @@ def assert_close(answers: list[dict[str, Any]], wanted: list[dict[str, Any]]) ->
 
 @pytest.mark.parametrize("name", EXPECTED["scores"])
 def test_the_same_scores_as_mxnet(name: str, tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    Archives that MXNet wrote, of every kind and loss, and what MXNet predicted; the label follows the threshold.
-    """
+    """Archives that MXNet wrote, of every kind and loss, and what MXNet predicted; the label follows the threshold."""
     shutil.copy(FIXTURES / f"{name}.zip", tmp_path / "model_algo-1")
     with zipfile.ZipFile(tmp_path / "model_algo-1") as archive:
         threshold = json.loads(archive.read("additional-params.json"))["threshold"]
@@ -127,9 +125,7 @@ def test_the_same_scores_as_mxnet(name: str, tmp_path: Path, load: Callable[...,
 def test_the_same_as_by_hand(
     predictor: str, outputs: int, zipped: bool, handler: str, tmp_path: Path, load: Callable[..., Model]
 ) -> None:
-    """
-    A score; for classifiers a label too, for several classes a score each.
-    """
+    """A score; for classifiers a label too, for several classes a score each."""
     model = load(handler, put(tmp_path, files(predictor, outputs), zipped))
 
     assert_close(
@@ -169,9 +165,7 @@ def test_the_same_as_by_hand(
     ],
 )
 def test_every_input(body: bytes, content_type: str, tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    What a sparse row leaves out is zero.
-    """
+    """What a sparse row leaves out is zero."""
     scores = [
         one["score"] for one in load("auto", put(tmp_path, files())).ask(body, content_type).json()["predictions"]
     ]
@@ -180,9 +174,7 @@ def test_every_input(body: bytes, content_type: str, tmp_path: Path, load: Calla
 
 
 def test_every_output(tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    JSON by default, lines of it, CSV with the label first, a record's labels.
-    """
+    """JSON by default, lines of it, CSV with the label first, a record's labels."""
     model = load("linear_learner_handler", put(tmp_path, files(*CLASSES)))
     predictions = model.ask(csv(ROWS)).json()["predictions"]
 
@@ -199,9 +191,7 @@ def test_every_output(tmp_path: Path, load: Callable[..., Model]) -> None:
 def test_the_threshold_of_a_binary_classifier(
     threshold: float, labels: list[int], tmp_path: Path, load: Callable[..., Model]
 ) -> None:
-    """
-    The archive's own; zero is a threshold too.
-    """
+    """The archive's own; zero is a threshold too."""
     model = load("linear_learner_handler", put(tmp_path, files(*BINARY, threshold=threshold)))
     answers = model.ask(b"4,0,0\n-4,0,0").json()["predictions"]
 
@@ -238,9 +228,7 @@ def test_a_graph_without_an_output_operator_or_a_bias(bias: bool, tmp_path: Path
 def test_codes(
     body: bytes, content_type: str, status: int, sentence: str, tmp_path: Path, load: Callable[..., Model]
 ) -> None:
-    """
-    A client's mistake is a 4xx that says what to change.
-    """
+    """A client's mistake is a 4xx that says what to change."""
     answer = load("linear_learner_handler", put(tmp_path, files(*CLASSES))).ask(body, content_type)
 
     assert answer.status == status
@@ -309,9 +297,7 @@ def params(weight: Any, bias: Any = BIAS[:, :1]) -> dict[str, Any]:
 def test_what_is_missing_or_broken_is_said(
     change: dict[str, Any], sentence: str, tmp_path: Path, load: Callable[..., Model]
 ) -> None:
-    """
-    One sentence each.
-    """
+    """One sentence each."""
     contents = {name: content for name, content in {**files(), **change}.items() if content is not None}
     with pytest.raises(LoadFailed, match=rf"^Unable to load model: {sentence}"):
         load("linear_learner_handler", put(tmp_path, contents))
@@ -321,17 +307,13 @@ def test_what_is_missing_or_broken_is_said(
 def test_a_binary_classifier_without_a_threshold_is_refused(
     threshold: Any, tmp_path: Path, load: Callable[..., Model]
 ) -> None:
-    """
-    Its labels would be a guess.
-    """
+    """Its labels would be a guess."""
     with pytest.raises(LoadFailed, match=r"^Unable to load model: its threshold .* is not a number\.$"):
         load("linear_learner_handler", put(tmp_path, files(*BINARY, threshold=threshold)))
 
 
 def test_a_zip_that_unpacks_to_more_than_a_linear_model_has(tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    By what it says, before anything is unpacked; and it never unpacks to more than it says.
-    """
+    """By what it says, before anything is unpacked; and it never unpacks to more than it says."""
     archive = tmp_path / "model_algo-1"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for number in range(3):
@@ -351,9 +333,7 @@ def test_a_zip_that_unpacks_to_more_than_a_linear_model_has(tmp_path: Path, load
 @settings(max_examples=examples(60))
 @given(data=st.data())
 def test_a_damaged_archive_is_refused_or_read(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """
-    Cut off anywhere, or with any bytes changed, zipped or not: a model or a sentence.
-    """
+    """Cut off anywhere, or with any bytes changed, zipped or not: a model or a sentence."""
     folder = tmp_path_factory.mktemp("damaged")
     zipped = data.draw(st.booleans())
     path = put(folder, files(*CLASSES), zipped) / ("model_algo-1" if zipped else "mx-mod-0000.params")

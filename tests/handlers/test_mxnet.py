@@ -36,9 +36,7 @@ def best(answer: list[str]) -> str:
     ],
 )  # fmt: skip
 def test_the_best_class_is_the_colour(case: str, answers: dict[str, Any]) -> None:
-    """
-    Pictures of every kind and tensors in every format, the three classes from the most likely on.
-    """
+    """Pictures of every kind and tensors in every format, the three classes from the most likely on."""
     answer = answers[case]
 
     assert best(answer) == case.split(maxsplit=1)[0]
@@ -57,9 +55,7 @@ PHOTOGRAPHS = (
 @pytest.mark.mxnet
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_a_photograph_is_what_the_published_handler_makes_of_it(name: str, answers: dict[str, Any]) -> None:
-    """
-    Every pixel, whether the picture shrinks or grows, and so every answer.
-    """
+    """Every pixel, whether the picture shrinks or grows, and so every answer."""
     assert {size: answers[f"{name} {size}"] for size in ("224x224", "31x17", "500x400", "400x50")} == dict.fromkeys(
         ("224x224", "31x17", "500x400", "400x50"), 0
     )
@@ -69,9 +65,7 @@ def test_a_photograph_is_what_the_published_handler_makes_of_it(name: str, answe
 
 @pytest.mark.mxnet
 def test_a_picture_is_the_default(answers: dict[str, Any]) -> None:
-    """
-    Where the client does not say; and the default handler finds this one.
-    """
+    """Where the client does not say; and the default handler finds this one."""
     assert answers["no type"] == answers["red PNG"]
     assert answers["auto"] == "MXNetHandler"
 
@@ -79,9 +73,7 @@ def test_a_picture_is_the_default(answers: dict[str, Any]) -> None:
 @pytest.mark.mxnet
 @pytest.mark.parametrize("case", ["grey", "grey16", "grey of RGB"])
 def test_grey_pictures(case: str, answers: dict[str, Any]) -> None:
-    """
-    Of 8 and of 16 bits, which Pillow alone would make white.
-    """
+    """Of 8 and of 16 bits, which Pillow alone would make white."""
     assert answers[case] == [[1, 1, 4, 4], 200, 200]
     assert answers[f"{case} answer"] == 3
     assert answers["grey16 as RGB"] == [200]
@@ -111,26 +103,20 @@ def test_grey_pictures(case: str, answers: dict[str, Any]) -> None:
     ],
 )
 def test_bad_requests(case: str, error: str, sentence: str, answers: dict[str, Any]) -> None:
-    """
-    Formats that Pillow reads by starting other programs among them.
-    """
+    """Formats that Pillow reads by starting other programs among them."""
     assert answers[case][0] == error
     assert sentence in answers[case][1]
 
 
 @pytest.mark.mxnet
 def test_a_damaged_picture_is_a_picture_or_a_sentence(answers: dict[str, Any]) -> None:
-    """
-    Every byte of a JPEG turned over, one by one.
-    """
+    """Every byte of a JPEG turned over, one by one."""
     assert "damaged JPEG" not in answers
 
 
 @pytest.mark.mxnet
 def test_networks_of_other_shapes(answers: dict[str, Any]) -> None:
-    """
-    With a label that only training needs, without names of classes, with too few of them; the latest epoch.
-    """
+    """With a label that only training needs, without names of classes, with too few of them; the latest epoch."""
     assert best(answers["label"]) == "green"
     assert answers["latest epoch"] == "net-0012.params"
     assert len(answers["no synset"][0]) == 3
@@ -164,9 +150,7 @@ def test_networks_of_other_shapes(answers: dict[str, Any]) -> None:
     ],
 )
 def test_broken_archives(case: str, sentence: str, answers: dict[str, Any]) -> None:
-    """
-    One sentence: not the first line of MXNet's traceback, and no weights from whatever lay in memory.
-    """
+    """One sentence: not the first line of MXNet's traceback, and no weights from whatever lay in memory."""
     kind, text = answers[case]
 
     assert kind == "LoadFailed"
@@ -175,10 +159,8 @@ def test_broken_archives(case: str, sentence: str, answers: dict[str, Any]) -> N
 
 
 def test_without_mxnet_the_sentence_says_what_to_install(tmp_path: Path) -> None:
-    """
-    This environment has none.
-    """
+    """This environment has none."""
     with pytest.raises(
-        LoadFailed, match=r"mxnet cannot be imported here .* make its environment with scripts/install-mxnet"
+        LoadFailed, match=r"mxnet cannot be imported here .* make its environment with polyhost env build mxnet-1.9"
     ):
         MXNetHandler.load(ModelSource(tmp_path, "m", {}))

@@ -27,9 +27,7 @@ ANY_ARRAY = st.sampled_from(DTYPES).flatmap(
 @settings(max_examples=examples(50))
 @given(contents=st.dictionaries(st.text(max_size=8), ANY_ARRAY, max_size=4))
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, contents: dict[str, np.ndarray]) -> None:
-    """
-    Every type, scalars and empty arrays, names of any letters.
-    """
+    """Every type, scalars and empty arrays, names of any letters."""
     path = tmp_path_factory.getbasetemp() / "any.params"
     write_params(path, contents)
     read = read_params(path.read_bytes())
@@ -60,9 +58,7 @@ NUMBERS = np.arange(6, dtype="<f4").reshape(2, 3)
 
 @pytest.mark.parametrize("old", [array_v0, array_v1])
 def test_older_headers(old: Any) -> None:
-    """
-    Before 0.12 and before 1.0, on a CPU or saved from a GPU; an array of no dimensions is none.
-    """
+    """Before 0.12 and before 1.0, on a CPU or saved from a GPU; an array of no dimensions is none."""
     none = struct.pack("<I", 0) if old is array_v0 else old((), b"")
     read = read_params(params(old((2, 3), NUMBERS.tobytes()), none, old((2, 3), NUMBERS.tobytes())))
 
@@ -88,9 +84,7 @@ def test_older_headers(old: Any) -> None:
     ],
 )
 def test_broken_files(content: bytes, sentence: str) -> None:
-    """
-    Nothing is reserved for what a file only promises.
-    """
+    """Nothing is reserved for what a file only promises."""
     with pytest.raises(BrokenParams, match=sentence):
         read_params(content)
 
@@ -98,9 +92,7 @@ def test_broken_files(content: bytes, sentence: str) -> None:
 @settings(max_examples=examples(200))
 @given(data=st.data())
 def test_any_damage_is_broken_params_or_arrays(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """
-    Never another exception.
-    """
+    """Never another exception."""
     path = tmp_path_factory.getbasetemp() / "damaged.params"
     write_params(path, {"weight": NUMBERS, "bias": np.zeros(()), "empty": np.zeros((0, 2))})
     content = bytearray(path.read_bytes())
@@ -139,9 +131,7 @@ print(json.dumps(told))
 
 @pytest.mark.mxnet
 def test_mxnet_reads_ours_and_we_read_mxnets(tmp_path: Path) -> None:
-    """
-    Arrays of `mx.nd` (V2) and of `mx.np` (V3), which knows scalars and empty arrays.
-    """
+    """Arrays of `mx.nd` (V2) and of `mx.np` (V3), which knows scalars and empty arrays."""
     ours = {dtype: np.array([[0, 1, 1], [1, 0, 1]], dtype) for dtype in DTYPES}
     ours_np = {"scalar": np.array(2.5, "f4"), "empty": np.zeros((0, 2), "f4"), "matrix": NUMBERS}
     write_params(tmp_path / "ours.params", ours)
@@ -165,9 +155,7 @@ def test_mxnet_reads_ours_and_we_read_mxnets(tmp_path: Path) -> None:
 
 
 def test_the_mxnet_environment_imports_our_tree() -> None:
-    """
-    What is tested there is what is tested here.
-    """
+    """What is tested there is what is tested here."""
     command = [
         MXNET_PYTHON if MXNET_PYTHON.exists() else sys.executable,
         "-c",

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from polyhost_handlers import onnx_locale
 from polyhost_handlers.base import ModelSource, Request
 from polyhost_handlers.errors import BadInput, HandlerError, LoadFailed
 from polyhost_handlers.onnx_files import names_files_elsewhere
@@ -139,6 +141,18 @@ def test_texts(body: bytes, content_type: str, serve: Callable[..., Model]) -> N
     assert serve(*echoed(STRING)).ask(body, content_type).json() == {"predictions": [["a", "2b"], ["c", "d"]]}
 
 
+def test_a_byte_of_truth_counts_as_one(serve: Callable[..., Model]) -> None:
+    """
+    numpy takes any byte but 0 for True; onnxruntime would calculate with it.
+    """
+    cast = [helper.make_node("Cast", ["x"], ["y"], to=INT64)]
+    model = serve(cast, [("x", TensorProto.BOOL, ["rows", 2])], [("y", INT64, ["rows", 2])])
+    body = npy_header("{'descr': '|b1', 'fortran_order': False, 'shape': (2, 2), }", b"\xff\x00\x02\x01")
+
+    assert np.frombuffer(b"\xff\x00\x02\x01", bool).astype(bool).tolist() == [True, False, True, True]
+    assert model.ask(body, "application/x-npy").json() == {"predictions": [[1, 0], [1, 1]]}
+
+
 def test_shapes_that_a_network_leaves_open(serve: Callable[..., Model]) -> None:
     """
     No rank, one dimension, a scalar.
@@ -181,8 +195,9 @@ def test_several_inputs_and_outputs_go_by_name(serve: Callable[..., Model]) -> N
         assert sentence in answer.message
     answer = model.ask(b"1,2")
     assert (answer.status, answer.message) == (
-        400, 'The model has several inputs: send JSON {"inputs": {name: rows}} with a, b, word.',
-    )  # fmt: skip
+        400,
+        'The model has several inputs: send JSON {"inputs": {name: rows}} with a, b, word.',
+    )
 
 
 def test_a_classifiers_maps(serve: Callable[..., Model]) -> None:
@@ -194,8 +209,9 @@ def test_a_classifiers_maps(serve: Callable[..., Model]) -> None:
     model = serve(nodes, [("x", FLOAT, ["rows", 2])], [helper.make_value_info("y", maps)])
 
     assert model.ask(b"0.25,0.75").json() == {"predictions": [{"0": 0.25, "7": 0.75}]}
-    assert model.ask(b"0.25,0.75", accept="text/csv").body == b'"{0: 0.25, 7: 0.75}"'
-    assert model.ask(b"0.25,0.75", accept="application/x-npy").status == 415
+    assert model.ask(b"0.25,0.75\n1,0", accept="text/csv").body == b"0.25,0.75\n1.0,0.0"
+    values = model.ask(b"0.25,0.75", accept="application/x-npy").body
+    assert np.load(io.BytesIO(values)).tolist() == [[0.25, 0.75]]
 
 
 @pytest.mark.parametrize(
@@ -327,7 +343,7 @@ def test_text_stays_text(serve: Callable[..., Model]) -> None:
     Whatever it looks like; a number that was written somehow is refused, its digits are not.
     """
     model = serve(*echoed(STRING))
-    words = [["02139", "1E5"], ["nan", "True"], ["2020", ""], ["1_0", "inf"]]
+    words = [["02139", "1E5"], ["nan", "True"], ["2020", ""], ["1_0", "inf"], [" ", "\t a "]]
 
     assert model.ask("\n".join(map(",".join, words))).json() == {"predictions": words}
     assert model.ask(json.dumps(words), "application/json").json() == {"predictions": words}
@@ -492,10 +508,16 @@ def lowered(**attributes: Any) -> tuple[list[Any], list[Spec], list[Spec]]:
 
 
 @pytest.mark.parametrize("attributes", [{}, {"locale": "en_US.UTF-8"}, {"locale": "en_GB.UTF-8"}])
-def test_a_text_network_needs_no_locale_of_the_system(attributes: dict[str, str], serve: Callable[..., Model]) -> None:
+def test_a_text_network_needs_no_locale_of_the_system(
+    attributes: dict[str, str], serve: Callable[..., Model], tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """
     Letters of every alphabet change case as in the locale that it asks for, which is not installed here.
     """
+    temp = tmp_path_factory.mktemp("temp")
+    monkeypatch.setattr(tempfile, "tempdir", str(temp))
+    onnx_locale._folder_of.cache_clear()
     before = os.environ.get("LOCPATH")
     answer = serve(*lowered(**attributes)).ask(json.dumps(WORDS), "application/json")
 
@@ -503,6 +525,7 @@ def test_a_text_network_needs_no_locale_of_the_system(attributes: dict[str, str]
     expected = [word.replace("İ", "i").lower() for word in WORDS]
     assert answer.json() == {"predictions": expected}
     assert os.environ.get("LOCPATH") == before
+    assert list(temp.iterdir()) == []
 
 
 def test_a_locale_with_rules_of_its_own_is_not_replaced(serve: Callable[..., Model]) -> None:

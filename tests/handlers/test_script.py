@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from polyhost_handlers.errors import LoadFailed
+from polyhost_handlers.script_trial import Blame, fault_of
 
 from handlers.calling import Answer, Model, npy, npy_header
 
@@ -49,9 +50,7 @@ def serve(tmp_path: Path, load: Callable[..., Model]) -> Callable[..., Model]:
 
 
 def test_the_four_functions(serve: Callable[..., Model]) -> None:
-    """
-    Body and Content-Type in, the prediction and Accept out; the answer has the type that was asked for.
-    """
+    """Body and Content-Type in, the prediction and Accept out; the answer has the type that was asked for."""
     answer = serve(TELLER).ask(b'{"a": 1}', "application/json", "text/html; q=1")
 
     assert answer.json() == {
@@ -76,9 +75,7 @@ def test_the_four_functions(serve: Callable[..., Model]) -> None:
     ],
 )
 def test_which_bodies_are_text(content_type: str, body: bytes, seen: str, serve: Callable[..., Model]) -> None:
-    """
-    Exactly those that the toolkit decodes, or a script that decodes by itself would break.
-    """
+    """Exactly those that the toolkit decodes, or a script that decodes by itself would break."""
     told = serve(TELLER).ask(body, content_type).json()
 
     assert told["body"] == seen
@@ -86,9 +83,7 @@ def test_which_bodies_are_text(content_type: str, body: bytes, seen: str, serve:
 
 
 def test_a_text_that_is_none(serve: Callable[..., Model]) -> None:
-    """
-    The script is not asked.
-    """
+    """The script is not asked."""
     answer = serve(TELLER).ask(b"\xff", "text/csv")
 
     assert (answer.status, answer.message) == (400, "The body is not UTF-8 text: invalid start byte at byte 0.")
@@ -96,18 +91,14 @@ def test_a_text_that_is_none(serve: Callable[..., Model]) -> None:
 
 @pytest.mark.parametrize("accept", ["", "*/*"])
 def test_accept_is_the_containers_where_the_client_takes_anything(accept: str, serve: Callable[..., Model]) -> None:
-    """
-    application/json without that.
-    """
+    """application/json without that."""
     assert serve(TELLER).ask(b"1", accept=accept).json()["accept"] == "application/json"
     model = serve(TELLER, SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT="text/csv")
     assert model.ask(b"1", accept=accept).content_type == "text/csv"
 
 
 def test_transform_fn_takes_the_place_of_three(serve: Callable[..., Model]) -> None:
-    """
-    Model, body, Content-Type, Accept.
-    """
+    """Model, body, Content-Type, Accept."""
     model = serve(MODEL_FN + "def transform_fn(model, *rest):\n    return repr((model('abc'), *rest)), 'text/plain'\n")
     answer = model.ask(b"1,2", "text/csv", "application/json")
 
@@ -143,9 +134,7 @@ def output_fn(prediction, accept, context):
 
 
 def test_each_function_may_take_a_context(serve: Callable[..., Model], tmp_path: Path) -> None:
-    """
-    MMS's own; around the load too, in that order; a status and a header set on it are answered.
-    """
+    """MMS's own; around the load too, in that order; a status and a header set on it are answered."""
     answer = serve(CONTEXTS).ask(b"1", **{"X-Thing": "yes"})
 
     assert answer.status == 418
@@ -155,9 +144,7 @@ def test_each_function_may_take_a_context(serve: Callable[..., Model], tmp_path:
 
 
 def test_functions_with_options_and_without_names(serve: Callable[..., Model]) -> None:
-    """
-    Only places are counted: `**options` is none, and `*arguments` takes what is due.
-    """
+    """Only places are counted: `**options` is none, and `*arguments` takes what is due."""
     script = (
         "import functools\n"
         "def model_fn(*arguments):\n    return arguments\n"
@@ -191,9 +178,7 @@ def test_functions_with_options_and_without_names(serve: Callable[..., Model]) -
 def test_what_a_script_may_answer(
     script: str, asked: str, body: bytes, content_type: str, serve: Callable[..., Model]
 ) -> None:
-    """
-    Bytes and text as they are, all else as the JSON that MMS makes of it; numpy's values too.
-    """
+    """Bytes and text as they are, all else as the JSON that MMS makes of it; numpy's values too."""
     model = serve(f"import numpy as np\n{MODEL_FN}def transform_fn(model, body, content_type, accept):\n    {script}\n")
     answer = model.ask(b"1", accept=asked)
 
@@ -201,9 +186,7 @@ def test_what_a_script_may_answer(
 
 
 def test_an_answer_that_cannot_be_sent_spoils_no_other(serve: Callable[..., Model]) -> None:
-    """
-    MMS alone would answer the whole batch with 503.
-    """
+    """MMS alone would answer the whole batch with 503."""
     script = (
         MODEL_FN
         + "def transform_fn(model, body, content_type, accept):\n    return object() if body == 'x' else body\n"
@@ -222,9 +205,7 @@ ADDER = "import numpy as np\ndef model_fn(model_dir):\n    return lambda data: n
     [(b"[[1, 2]]", "application/json"), (b"1,2", "text/csv"), (npy([[1, 2]]), "application/x-npy"), (b"[[1, 2]]", "")],
 )
 def test_defaults_where_a_script_has_only_model_fn(body: bytes, content_type: str, serve: Callable[..., Model]) -> None:
-    """
-    The toolkit's formats in and out; what is callable, or has `predict`, predicts.
-    """
+    """The toolkit's formats in and out; what is callable, or has `predict`, predicts."""
     model = serve(ADDER)
 
     row_or_rows = [2, 3] if content_type == "text/csv" else [[2, 3]]
@@ -255,9 +236,7 @@ def test_defaults_where_a_script_has_only_model_fn(body: bytes, content_type: st
 def test_codes_of_the_defaults(
     body: bytes, content_type: str, accept: str, status: int, sentence: str, serve: Callable[..., Model]
 ) -> None:
-    """
-    No pickle from a request, ever: here the toolkit would run one.
-    """
+    """No pickle from a request, ever: here the toolkit would run one."""
     answer = serve(ADDER).ask(body, content_type, accept)
 
     assert answer.status == status
@@ -265,9 +244,7 @@ def test_codes_of_the_defaults(
 
 
 def test_an_object_with_predict(serve: Callable[..., Model]) -> None:
-    """
-    And one number as CSV.
-    """
+    """And one number as CSV."""
     script = (
         "class M:\n    def predict(self, data):\n        return float(data.sum())\n"
         "def model_fn(model_dir):\n    return M()\n"
@@ -277,26 +254,20 @@ def test_an_object_with_predict(serve: Callable[..., Model]) -> None:
 
 
 def test_functions_that_are_none_are_the_defaults(serve: Callable[..., Model]) -> None:
-    """
-    As in the toolkit.
-    """
+    """As in the toolkit."""
     script = ADDER + "input_fn = predict_fn = output_fn = transform_fn = pre_model_fn = model_warmup_fn = None\n"
     assert serve(script).ask(b"[1]").json() == [2]
 
 
 def test_what_cannot_predict(serve: Callable[..., Model]) -> None:
-    """
-    A model that is neither callable nor has `predict` needs predict_fn.
-    """
+    """A model that is neither callable nor has `predict` needs predict_fn."""
     answer = serve("def model_fn(model_dir):\n    return {}\n").ask(b"[1]")
 
     assert (answer.status, answer.message) == (500, "The script has no predict_fn, and its dict cannot predict.")
 
 
 def test_the_working_directory_and_the_modules_beside_the_script(serve: Callable[..., Model], tmp_path: Path) -> None:
-    """
-    Files of the archive by bare names, at load and later; a module beside it, also while predicting; a package.
-    """
+    """Files of the archive by bare names, at load and later; a module beside it, also while predicting; a package."""
     script = (
         "from pathlib import Path\n"
         "from words import LOUD\n"
@@ -320,9 +291,7 @@ def test_the_working_directory_and_the_modules_beside_the_script(serve: Callable
 
 
 def test_what_a_script_sees_of_itself(serve: Callable[..., Model], tmp_path: Path) -> None:
-    """
-    Its name, its file, its classes by pickle.
-    """
+    """Its name, its file, its classes by pickle."""
     script = (
         "import pickle, sys\n"
         "class Model:\n    pass\n"
@@ -337,18 +306,14 @@ def test_what_a_script_sees_of_itself(serve: Callable[..., Model], tmp_path: Pat
 
 @pytest.mark.parametrize("program", ["serve.py", "serve"])
 def test_sagemaker_program(program: str, serve: Callable[..., Model]) -> None:
-    """
-    Another name for the script, with or without its ending.
-    """
+    """Another name for the script, with or without its ending."""
     script = MODEL_FN + "def transform_fn(model, body, content_type, accept):\n    return 'serve'\n"
 
     assert serve(MODEL_FN, {"code/serve.py": script}, SAGEMAKER_PROGRAM=program).ask(b"1").body == b"serve"
 
 
 def test_the_containers_script(load: Callable[..., Model], tmp_path: Path) -> None:
-    """
-    SAGEMAKER_SUBMIT_DIRECTORY: one script for every model, with the modules beside it and the model's own files.
-    """
+    """SAGEMAKER_SUBMIT_DIRECTORY: one script for every model, with the modules beside it and the model's own files."""
     code, archive = tmp_path / "submitted", tmp_path / "archive"
     code.mkdir()
     archive.mkdir()
@@ -364,10 +329,8 @@ def test_the_containers_script(load: Callable[..., Model], tmp_path: Path) -> No
 
 
 def test_the_sample(load: Callable[..., Model], tmp_path: Path) -> None:
-    """
-    The one that the README serves.
-    """
-    (tmp_path / "code").symlink_to(ROOT / "samples" / "listing_tone" / "code")
+    """The one that the README serves."""
+    (tmp_path / "code").symlink_to(ROOT / "container" / "polyhost" / "demo" / "listing_tone" / "code")
     (tmp_path / "weights.json").write_text('{"bright": 1}')
     answer = load("auto", tmp_path).ask(b'{"text": "A bright kitchen"}', "application/json")
 
@@ -407,9 +370,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_script_that_fails_to_load(failure: str, serve: Callable[..., Model]) -> None:
-    """
-    Which function, what it raised, in one sentence.
-    """
+    """Which function, what it raised, in one sentence."""
     script, sentence = FAILURES[failure]
     with pytest.raises(LoadFailed) as raised:
         serve(script)
@@ -423,9 +384,7 @@ def test_a_script_that_fails_to_load(failure: str, serve: Callable[..., Model]) 
     "error", ["MemoryError('no room')", "RuntimeError('std::bad_alloc')", "OSError(12, 'no memory')"]
 )
 def test_memory_stays_what_it_is_while_loading(where: str, error: str, serve: Callable[..., Model]) -> None:
-    """
-    Not a failed load: the same model fits once there is room.
-    """
+    """Not a failed load: the same model fits once there is room."""
     if where == "import":
         script = f"raise {error}\n"
     else:
@@ -451,9 +410,7 @@ def test_memory_stays_what_it_is_while_loading(where: str, error: str, serve: Ca
 def test_a_script_that_fails_to_answer(
     error: str, status: int, sentence: str, function: str, serve: Callable[..., Model]
 ) -> None:
-    """
-    MMS's and the toolkit's exceptions choose a status; all others are a 500 in one sentence.
-    """
+    """MMS's and the toolkit's exceptions choose a status; all others are a 500 in one sentence."""
     script = (
         "from mms.service import PredictionException\n"
         "from sagemaker_inference.errors import BaseInferenceToolkitError, GenericInferenceToolkitError\n"
@@ -469,9 +426,7 @@ def test_a_script_that_fails_to_answer(
 
 
 def test_requirements_are_checked_before_the_script_is_imported(serve: Callable[..., Model]) -> None:
-    """
-    And only where the archive's script lies.
-    """
+    """And only where the archive's script lies."""
     with pytest.raises(LoadFailed, match="asks for nothing-like-this, which this server does not have"):
         serve("raise AssertionError('imported')\n", {"code/requirements.txt": "numpy\nnothing-like-this\n"})
     files = {
@@ -483,17 +438,13 @@ def test_requirements_are_checked_before_the_script_is_imported(serve: Callable[
 
 
 def test_an_archive_without_a_script(load: Callable[..., Model], tmp_path: Path) -> None:
-    """
-    The name that was looked for.
-    """
+    """The name that was looked for."""
     with pytest.raises(LoadFailed, match=r"the archive has no code/serve.py"):
         load("script_handler", tmp_path, SAGEMAKER_PROGRAM="serve.py")
 
 
 def test_a_batch_is_answered_one_by_one(serve: Callable[..., Model]) -> None:
-    """
-    The toolkit itself knows only batches of one.
-    """
+    """The toolkit itself knows only batches of one."""
     answers = serve(TELLER).ask_batch([b"1", b"\xff", b"3"], "text/csv")
 
     assert [answer.status for answer in answers] == [200, 400, 200]
@@ -503,9 +454,7 @@ def test_a_batch_is_answered_one_by_one(serve: Callable[..., Model]) -> None:
 def test_the_same_answers_as_the_toolkit(
     load: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """
-    Its own Transformer, given the same script and the same requests, says the same.
-    """
+    """Its own Transformer, given the same script and the same requests, says the same."""
     from sagemaker_inference.transformer import Transformer
 
     (tmp_path / "code").mkdir()
@@ -526,3 +475,31 @@ def test_the_same_answers_as_the_toolkit(
         ours.context.request_processor[0].get_response_headers().clear()
         assert theirs.transform([{"body": bytearray(body)}], ours.context) == [own.body.decode()]
         assert ours.context.get_response_content_type(0) == own.content_type
+
+
+@pytest.mark.parametrize(
+    ("script", "blame"),
+    [
+        ("def model_fn(model_dir:\n", Blame.SCRIPT),
+        ("x = 1\n", Blame.SCRIPT),
+        ("def model_fn(d): ...\ndef transform_fn(*_): ...\ndef input_fn(*_): ...\n", Blame.SCRIPT),
+        ("import no_such_module\n", Blame.EITHER),
+        ("1 / 0\n", Blame.EITHER),
+        ("raise SystemExit\n", Blame.EITHER),
+        ("open('weights.txt')\n", Blame.MODEL),
+        ("import os\nos.listdir('weights')\n", Blame.MODEL),
+        (MODEL_FN, None),
+    ],
+)
+def test_what_a_containers_script_lacks(
+    tmp_path: Path, restored_process: None, script: str, blame: Blame | None
+) -> None:
+    """And whether a model may bring it."""
+    code, model_dir = tmp_path / "code", tmp_path / "model"
+    code.mkdir()
+    model_dir.mkdir()
+    (code / "inference.py").write_text(script)
+    fault = fault_of(model_dir, {"SAGEMAKER_SUBMIT_DIRECTORY": str(code)})
+
+    assert (fault and fault.blame) == blame
+    assert fault is None or not fault.message.startswith("Unable")

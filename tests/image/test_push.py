@@ -22,10 +22,10 @@ import requests
 from conftest import ROOT
 from containers import DOCKER, NATIVE_IMAGE, docker, inspect
 from moto.server import ThreadedMotoServer
-from polyhost.aws import manifests
-from polyhost.aws.progress import Lines
-from polyhost.aws.push import Local, ensure_repository, login
-from polyhost.aws.session import Aws
+from polyhost_aws import manifests
+from polyhost_aws.progress import Lines
+from polyhost_aws.push import Local, ensure_repository, login
+from polyhost_aws.session import Aws
 from support.server import Process, free_port
 
 pytestmark = pytest.mark.image

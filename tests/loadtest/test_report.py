@@ -38,9 +38,7 @@ def look(moment: float, cpu_secs: float = 0.0, **given: int) -> Look:
     return Look(moment, figures(**given), 1024**2, 2 * 1024**2, cpu_secs)
 
 
-def result(
-    name: str, p99_ms: float, *, failures: int = 0, budget_mib: int | None = 90, hits: int = 90
-) -> Result:  # fmt: skip
+def result(name: str, p99_ms: float, *, failures: int = 0, budget_mib: int | None = 90, hits: int = 90) -> Result:
     """A test of two looks, in whose second half p99 was that."""
     history = [Moment(moment, 3, 10.0, 0.0, (2.0, 3.0, 900.0 if moment < 2 else p99_ms)) for moment in range(4)]
     client = Client(100, failures, 10.0, (2.0, 3.0, 900.0), {"<b>oops": failures} if failures else {}, history)

@@ -9,20 +9,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from polyhost.engine.errors import ModelNotFound
+from polyhost.engine.errors import EngineError, ModelNotFound, OutOfMemory
+from polyhost.engine.loads import log_failed_load
 from polyhost.engine.native.engine import NativeEngine
 from polyhost.engine.protocol import Registration
+
+
+async def _nothing_special(*_: object) -> SimpleNamespace:
+    return SimpleNamespace(has_code=False, is_pickle=False, model_name=lambda registration: registration.name)
+
+
+async def _nothing(*_: object) -> None:
+    pass
 
 
 class _Interrupted(NativeEngine):
     """Its loads end with an error when the model is unloaded, and with nothing before."""
 
     def __init__(self) -> None:
-        self._inspector: Any = SimpleNamespace(inspect=lambda *_: SimpleNamespace(has_code=False, manifest_name=""))
-        self._models = {}
+        self._inspector: Any = SimpleNamespace(inspect=_nothing_special)
+        self._registry: Any = SimpleNamespace(find=lambda _: None, add=lambda _: None)
         self._numbers = itertools.count(1)
         self._timeout_secs = 1.0
-        self._isolation = "auto"
+        self._kept_rows: Any = SimpleNamespace(find=_nothing)
+        self._isolation, self._has_own_workers_for_pickles = "auto", False
         self._workers_per_model = 1
         self.has_begun, self.is_unloaded = asyncio.Event(), asyncio.Event()
 
@@ -47,3 +57,23 @@ def test_a_load_that_fails_when_nobody_waits_for_it_is_no_error(caplog: pytest.L
     asyncio.run(interrupt())
     gc.collect()
     assert "never retrieved" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("registration", "error", "level", "line"),
+    [
+        (Registration(url="u", name="mine"), EngineError("it is damaged"), "WARNING", "model mine: 500: it is damaged"),
+        (Registration(url="u", name="mine"), OutOfMemory("no room"), "WARNING", "model mine: 507: no room"),
+        (Registration(url="u", name="0f-1", title="a.tar.gz"), EngineError("it is damaged"), "WARNING",
+         "model a.tar.gz: 500: it is damaged"),
+        # Each model that is new to a full endpoint meets it, before another makes room.
+        (Registration(url="u", name="0f-1", title="a.tar.gz"), OutOfMemory("no room"), "DEBUG",
+         "model a.tar.gz: 507: no room"),
+    ],
+)  # fmt: skip
+def test_who_hears_of_a_load_that_fails(
+    caplog: pytest.LogCaptureFixture, registration: Registration, error: EngineError, level: str, line: str
+) -> None:
+    caplog.set_level("DEBUG")
+    log_failed_load(registration, error)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [(level, line)]

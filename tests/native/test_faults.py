@@ -22,19 +22,20 @@ import pytest
 from support.obedient import (
     ANSWER,
     EXIT,
+    HOLD,
     KILL,
     SEGFAULT,
     SLEEP,
     SYS_EXIT,
-    Obedient,
-    journal_of,
+    Gate,
+    begun,
     write_obedient,
     write_obedient_script,
 )
 from support.server import Server
 from support.tree import living, open_files, pss_bytes, wait_until, workers_of
 
-from native.conftest import HOUSE, Fleet
+from native.conftest import HOUSE, Fleet, StartServer
 
 MIB = 1024**2
 WHO = f"{ANSWER},0"
@@ -55,10 +56,10 @@ def test_a_killed_worker_is_not_noticed(fleet: Fleet) -> None:
         for victim in victims:
             victim.kill()
             for name in fleet.answers:
-                begun = clock()
+                since = clock()
                 answer = fleet.server.invoke(name, HOUSE)
                 assert (answer.status, answer.body) == (200, fleet.answers[name])
-                assert clock() - begun < 1
+                assert clock() - since < 1
             traffic.wait_for_answers(200)
     assert traffic.all_right()
     assert max(traffic.latencies) < 1
@@ -105,7 +106,7 @@ def test_workers_that_are_dead_before_the_front_knows(start_fleet: Callable[...,
     with contextlib.ExitStack() as stack:
         clients = []
         for number in range(20):
-            client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+            client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
             stack.callback(client.close)
             client.request("POST", f"/models/house-{number}/invoke", HOUSE, {"Content-Type": "text/csv"})
             assert client.getresponse().read()
@@ -117,7 +118,7 @@ def test_workers_that_are_dead_before_the_front_knows(start_fleet: Callable[...,
                 for victim in victims:
                     victim.kill()
             client.request("POST", f"/models/house-{number}/invoke", HOUSE, {"Content-Type": "text/csv"})
-        wait_until(lambda: all(one.status() == psutil.STATUS_ZOMBIE for one in victims), 5, "the workers are dead")
+        wait_until(lambda: all(one.status() == psutil.STATUS_ZOMBIE for one in victims), 60, "the workers are dead")
         server.process.send(signal.SIGCONT)
         assert [client.getresponse().status for client in clients] == [200] * 20
 
@@ -131,12 +132,53 @@ def test_a_poisonous_request_kills_twice_at_most(fleet: Fleet, tmp_path: Path) -
         answer = invoke(POISON)
         assert answer.status == 500
         assert "obedient" in answer.message
-        killed = Obedient.calls(journal_of(folder), KILL)
+        killed = begun(folder, KILL)
         good = invoke(WHO)
         traffic.wait_for_answers(200)
     assert traffic.all_right()
     assert len(killed) == len(set(killed)) == 2
     assert good.status == 200, good.text
+
+
+# Its worker can carry it out, and cannot send the answer.
+MUTE = """
+import os, socket
+from pathlib import Path
+
+def note(what):
+    with open(os.environ["POLYHOST_JOURNAL"], "a") as journal:
+        journal.write(what)
+
+def model_fn(model_dir):
+    if os.path.exists(os.path.join(model_dir, "mute")):
+        note("l")
+        socket.socket.sendall = None
+    return model_dir
+
+def transform_fn(model, body, content_type, accept):
+    if body == "mute":
+        note("c")
+        socket.socket.sendall = None
+    return "heard", "text/plain"
+"""
+
+
+def test_what_ends_a_worker_before_it_has_answered_is_not_tried_for_ever(start: StartServer, tmp_path: Path) -> None:
+    """The order was carried out: it was not simply lost, and was made again thousands of times."""
+    for name in ("calls", "loads"):
+        (tmp_path / name / "code").mkdir(parents=True)
+        (tmp_path / name / "code" / "inference.py").write_text(MUTE)
+    (tmp_path / "loads" / "mute").touch()
+    journal = tmp_path / "journal"
+    server = start(environ={"POLYHOST_JOURNAL": str(journal)})
+
+    assert server.load("loads", tmp_path / "loads").status == 500
+    assert journal.read_text() == "l"
+    assert server.load("calls", tmp_path / "calls").status == 200
+    answer = server.invoke("calls", "mute")
+    assert (answer.status, "ended while it answered this request" in answer.message) == (500, True)
+    assert journal.read_text() == "lcc"
+    assert server.invoke("calls", "hear").text == "heard"
 
 
 @pytest.mark.parametrize("at_once", [1, 8])
@@ -163,8 +205,7 @@ def test_a_model_that_kills_three_times_is_refused(
     assert "3 times" in refused.message
     assert "refused" in refused.message
     assert again.status == 200, again.text
-    if write is write_obedient:
-        assert len(Obedient.calls(journal_of(folder), KILL)) == 3
+    assert len(begun(folder, KILL)) == 3
 
 
 @pytest.mark.parametrize("write", [write_obedient, write_obedient_script], ids=["shared", "dedicated"])
@@ -173,24 +214,26 @@ def test_a_handler_that_hangs_is_killed_at_its_timeout(
 ) -> None:
     """
     Its own request fails after its response_timeout, once; nobody else's does, and it answers again.
+
+    The timeout is on the wall's clock, and its good requests have it, too: five seconds, lest a machine that others use
+    makes these fail.
     """
     folder = write(tmp_path / "model")
-    with fleet.traffic() as traffic, fleet.server.loaded("hangs", folder, response_timeout=1) as invoke:
+    with fleet.traffic() as traffic, fleet.server.loaded("hangs", folder, response_timeout=5) as invoke:
         assert invoke(WHO).status == 200
-        begun = time.monotonic()
+        since = time.monotonic()
         clock = fleet.clock
-        fair_begun = clock()
+        fair_since = clock()
         answer = invoke(f"{SLEEP},600")
-        secs, fair_secs = time.monotonic() - begun, clock() - fair_begun
+        secs, fair_secs = time.monotonic() - since, clock() - fair_since
         again = invoke(WHO)
     assert traffic.all_right()
     assert answer.status == 500
     assert "hangs" in answer.message
-    assert secs >= 1
-    assert fair_secs < 3
+    assert secs >= 5
+    assert fair_secs < 15
     assert again.status == 200, again.text
-    if write is write_obedient:
-        assert len(Obedient.calls(journal_of(folder), SLEEP)) == 1
+    assert len(begun(folder, SLEEP)) == 1
 
 
 # Loads that fail
@@ -210,7 +253,7 @@ def test_a_worker_that_ends_while_loading(
     """
     folder = write(tmp_path / "model", at_load)
     with fleet.traffic() as traffic:
-        answer = fleet.server.load("ends", folder, response_timeout=1)
+        answer = fleet.server.load("ends", folder, response_timeout=1 if at_load[0] == SLEEP else 120)
         names = fleet.server.names()
         gone = fleet.server.invoke("ends", WHO)
         traffic.wait_for_answers(100)
@@ -243,7 +286,7 @@ def memory_cgroup(limit_bytes: int) -> Iterator[Path]:
             pytest.skip(f"a cgroup's memory cannot be limited here: {error}")
         yield group
     finally:
-        wait_until(lambda: not (group / "cgroup.procs").read_text().split(), 10, "the cgroup is empty")
+        wait_until(lambda: not (group / "cgroup.procs").read_text().split(), 60, "the cgroup is empty")
         group.rmdir()
 
 
@@ -311,12 +354,20 @@ def test_loads_and_unloads_leave_nothing_behind(
         assert traffic.all_right()
 
     many(20, seed=1)  # whatever is made once, when it is first needed
+    fleet.load_again()
     before = Holdings.of(fleet.server)
     many(200, seed=2)
-    # Connections of ours may still be closing, and memory goes back to the system when the server is idle.
+    fleet.load_again()
+    # Connections may still be closing, that of the last count too; memory goes back when the server is idle.
+    left: list[str] = []
+
+    def nothing_is_left() -> bool:
+        left[:] = Holdings.of(fleet.server).more_than(before)
+        return not left
+
     with contextlib.suppress(AssertionError):
-        wait_until(lambda: not Holdings.of(fleet.server).more_than(before), 15, "nothing is left")
-    assert Holdings.of(fleet.server).more_than(before) == []
+        wait_until(nothing_is_left, 60, "nothing is left")
+    assert left == []
 
 
 @dataclass(frozen=True)
@@ -336,7 +387,7 @@ class Holdings:
             models=len(server.names()),
             processes=len(living(server)),
             front_files=open_files(server.process.pid),
-            worker_files=max(open_files(process.pid) for process in workers_of(server)),
+            worker_files=max(map(open_files_of, workers_of(server))),
             temporary_files=sum(len(files) for _, _, files in os.walk(server.temp)),
             pss_bytes=pss_bytes(server),
         )
@@ -348,12 +399,20 @@ class Holdings:
         return [f"{name}: {now}, not {most}" for (name, now), most in pairs if now > most]
 
 
+def open_files_of(process: psutil.Process) -> int:
+    """None once it has ended."""
+    try:
+        return open_files(process.pid)
+    except OSError:
+        return 0
+
+
 # Stopping
 
 
 def is_refused(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        socket.create_connection(("127.0.0.1", port), timeout=60).close()
     except OSError:
         return True
     return False
@@ -361,22 +420,21 @@ def is_refused(port: int) -> bool:
 
 def test_a_stop_waits_for_what_is_in_flight(start_fleet: Callable[..., Fleet], tmp_path: Path) -> None:
     """
-    SIGTERM with a call of three seconds under way: it is answered, new connections are refused, exit code 0.
+    SIGTERM with calls under way: new connections are refused, the calls are answered, then it ends with exit code 0.
     """
-    fleet = start_fleet()
-    server = fleet.server
-    for name, write in [("shared", write_obedient), ("dedicated", write_obedient_script)]:
-        assert server.load(name, write(tmp_path / name)).status == 200
-    with ThreadPoolExecutor(2) as pool:
-        calls = [pool.submit(server.invoke, name, f"{SLEEP},3") for name in ("shared", "dedicated")]
-        wait_until(lambda: Obedient.calls(journal_of(tmp_path / "shared"), SLEEP), 20, "the call has begun")
-        clock = fleet.clock
-        begun = clock()
+    server = start_fleet("--drain-secs", "600").server
+    folders = [write_obedient(tmp_path / "shared"), write_obedient_script(tmp_path / "dedicated")]
+    for folder in folders:
+        assert server.load(folder.name, folder).status == 200
+    with ThreadPoolExecutor(2) as pool, Gate(*folders) as gate:
+        calls = [pool.submit(server.invoke, folder.name, f"{HOLD},0") for folder in folders]
+        wait_until(lambda: all(begun(folder, HOLD) for folder in folders), 60, "both calls have begun")
         server.process.send(signal.SIGTERM)
-        wait_until(lambda: is_refused(server.port), 20, "new connections are refused")
-        assert not any(call.done() for call in calls)
+        wait_until(lambda: is_refused(server.port), 60, "new connections are refused")
+        assert not any(call.done() for call in calls), [call.result().text for call in calls if call.done()]
+        gate.open()
         answers = [call.result() for call in calls]
-        assert server.ends_within(3 + 5 - (clock() - begun)) == 0
+        assert server.ends_within(5) == 0
     assert [answer.status for answer in answers] == [200, 200], [answer.text for answer in answers]
 
 
@@ -395,7 +453,7 @@ def test_a_stop_under_load(start_fleet: Callable[..., Fleet]) -> None:
 
 def test_drain_secs_limits_the_wait(start_fleet: Callable[..., Fleet], tmp_path: Path) -> None:
     """
-    --drain-secs 1: a call of ten seconds does not hold the stop.
+    --drain-secs 1: a call that goes on for ever does not hold the stop.
     """
     server = start_fleet("--drain-secs", "1").server
     folder = write_obedient(tmp_path / "slow")
@@ -403,14 +461,14 @@ def test_drain_secs_limits_the_wait(start_fleet: Callable[..., Fleet], tmp_path:
 
     def call() -> None:
         with contextlib.suppress(Exception):  # it cannot be answered; how it ends is not the matter here
-            server.invoke("slow", f"{SLEEP},10")
+            server.invoke("slow", f"{SLEEP},600")
 
     caller = threading.Thread(target=call)
     caller.start()
-    wait_until(lambda: Obedient.calls(journal_of(folder), SLEEP), 20, "the call has begun")
+    wait_until(lambda: begun(folder, SLEEP), 60, "the call has begun")
     server.process.send(signal.SIGTERM)
-    assert server.ends_within(5) == 0
-    caller.join(5)
+    assert server.ends_within(10) == 0
+    caller.join(60)
     assert not caller.is_alive()
 
 
@@ -426,4 +484,4 @@ def test_an_idle_server_stops_at_once(start_fleet: Callable[..., Fleet]) -> None
     server.process.send(signal.SIGTERM)
     assert server.ends_within(5) == 0
     idle.close()
-    assert not psutil.wait_procs(processes, timeout=20)[1]
+    assert not psutil.wait_procs(processes, timeout=60)[1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from conftest import ENVIRONMENTS, MXNET_PYTHON, ROOT
 from support.endpoint import EndpointServer, client, packed, served
+from support.lru import lru_hits
 
 HERE = Path(__file__).parent
 SDK_ENVIRONMENTS = {1: ENVIRONMENTS / "sagemaker-v1", 2: ENVIRONMENTS / "sagemaker"}
@@ -50,7 +52,7 @@ def run(aws_url: str, tmp_path: Path) -> Run:
                 SDK_ENVIRONMENTS[version] / "bin" / "python", HERE / "run_cells.py", HERE / "published" / notebook,
                 *names,
             ],
-            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+            cwd=tmp_path, capture_output=True, text=True, check=False,
             env={
                 "PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "container"),
                 "PYTHONWARNINGS": "ignore", "SAGEMAKER_SUPPRESS_V2_WARNING": "1",
@@ -147,6 +149,9 @@ def assert_same_classes(answer: list[str], right: list[tuple[str, float]]) -> No
 
 # Churn
 
+# For some twenty of the models, which are 51 at each of two endpoints.
+CHURN_BUDGET = "1200KiB"
+
 
 @pytest.fixture(scope="module")
 def churn(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -164,9 +169,8 @@ def churn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         day, evening = random.normal(180, 50, (2, 60)).round(1)
         features = np.column_stack([months, *plans, day, evening, service])
         left = random.random(60) < 1 / (1 + np.exp(2.5 - service - 2 * plans[0]))
-        booster = xgboost.train(
-            {"objective": "binary:logistic", "nthread": 1}, xgboost.DMatrix(features, left), num_boost_round=5
-        )
+        settings = {"objective": "binary:logistic", "nthread": 1, "tree_method": "exact", "min_child_weight": 0}
+        booster = xgboost.train(settings, xgboost.DMatrix(features, left), 150)
         (folder / state).mkdir()
         booster.save_model(folder / state / "model.ubj")
         (folder / state / "model.ubj").rename(folder / state / "xgboost-model")
@@ -177,21 +181,32 @@ def churn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.second_stage
 @needs_sdk(2)
-def test_churn_at_two_endpoints(run: Run, server: EndpointServer, churn: Path) -> None:
-    """Rows with blanks after their commas, a ModelDataUrl without a slash at its end: each chance is XGBoost's own."""
+def test_churn_at_two_endpoints(run: Run, bucket_keys: dict[str, str], churn: Path) -> None:
+    """
+    Rows with blanks after their commas, a ModelDataUrl without a slash at its end: each chance is XGBoost's own.
+
+    There is memory for some of the models: the least recently used of either endpoint makes room.
+    """
     import xgboost
 
-    saw = run(
-        "churn_sdk_v2.py", 2, server.url, "endpoint_name", "endpoint_name_2", "predicted", TRAINED=str(churn)
-    )  # fmt: skip
+    with served(None, "--memory-budget", CHURN_BUDGET, **bucket_keys) as server:
+        saw = run("churn_sdk_v2.py", 2, server.url, "endpoint_name", "endpoint_name_2", "predicted", TRAINED=str(churn))
+        assert endpoints(server) == []
+    line = re.compile(r"InvokeEndpoint endpoint=(\S+) \S+ target=churn-xgb-(\S+)\.tar\.gz .*loaded=(hit|miss)")
+    calls = line.findall(server.process.log)
+    trace = [(name, state) for name, state, _ in calls]
+    hits = sum(found == "hit" for *_, found in calls)
+    # How many fit varies while it runs: a model that comes again is compiled already, and takes less.
+    assert 0 < hits < lru_hits(trace, len(trace))
 
     names = [saw["endpoint_name"], saw["endpoint_name_2"]]
-    assert [name for name, *_ in saw["predicted"]] == [name for name in names for _ in range(100)]
+    assert trace == [(name, state) for name, state, *_ in saw["predicted"]]
+    assert [name for name, _ in trace] == [name for name in names for _ in range(100)]
     for _, state, features, chance in saw["predicted"]:
         booster = xgboost.Booster(model_file=churn / state / "xgboost-model")
         assert chance == booster.predict(xgboost.DMatrix(np.array([features], dtype=float)))[0]
-    assert endpoints(server) == []
 
 
 # The pipeline, and a role for one city's models
@@ -208,14 +223,9 @@ class Pipeline:
     def __init__(self, folder: Path) -> None:
         import joblib
         import pandas as pd
+        from polyhost.demo import models as sample_models
         from sklearn.compose import ColumnTransformer
         from sklearn.preprocessing import OneHotEncoder, StandardScaler
-
-        sys.path.insert(0, str(ROOT / "scripts"))
-        try:
-            import sample_models
-        finally:
-            sys.path.remove(str(ROOT / "scripts"))
 
         self.folder = folder
         random = np.random.default_rng(3)
@@ -284,6 +294,7 @@ def profile(tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.second_stage
 @needs_sdk(1)
 def test_pipeline_and_a_role(
     run: Run, pipeline: Pipeline, auth_file: Path, profile: dict[str, str], aws_url: str, bucket_keys: dict[str, str]

@@ -54,7 +54,7 @@ def test_a_users_own_address_stays() -> None:
 def test_without_an_argument_it_is_this_machine_and_all_else_is_aws() -> None:
     use()
 
-    for service in ("sagemaker", "sagemaker-runtime", "runtime.sagemaker", "sts", "iam"):
+    for service in ("sagemaker", "sagemaker-runtime", "runtime.sagemaker", "sts", "iam", "logs"):
         assert address(service) == HERE
     assert address("s3") == "https://s3.amazonaws.com"
     assert address("cloudwatch", "https://monitoring.us-east-1.amazonaws.com").endswith("amazonaws.com")

@@ -54,6 +54,10 @@ def test_files_and_folders_are_unpacked(tmp_path: Path) -> None:
         (special("link", tarfile.LNKTYPE, "."), "a hard link to a file that does not come before it"),
         (special("new", tarfile.LNKTYPE, "new"), "a hard link to a file that does not come before it: new to new"),
         (special("model", tarfile.DIRTYPE), "both a file and a folder: model"),
+        (("caf\udce9", b"x"), r"a name that is not UTF-8: caf\\xe9\. Rename it"),
+        (special("caf\udce9", tarfile.DIRTYPE), r"a name that is not UTF-8: caf\\xe9\. Rename it"),
+        (special("caf\udce9", tarfile.LNKTYPE, "model"), r"a name that is not UTF-8: caf\\xe9\. Rename it"),
+        (special("link", tarfile.LNKTYPE, "caf\udce9"), r"a name that is not UTF-8: caf\\xe9\. Rename it"),
         (("model/inside", b"x"), "both a file and a folder: model/inside"),
         (special(".", tarfile.LNKTYPE, "model"), "both a file and a folder"),
         (special("device", tarfile.CHRTYPE), "neither file nor folder"),
@@ -152,8 +156,21 @@ def test_a_link_keeps_what_its_file_was_when_it_came(tmp_path: Path) -> None:
     unpack(archive, tmp_path / "to")
 
     assert {path.name: path.read_bytes() for path in (tmp_path / "to").iterdir()} == {
-        "link": b"first", "model": b"second",
-    }  # fmt: skip
+        "link": b"first",
+        "model": b"second",
+    }
+
+
+@pytest.mark.parametrize("form", ["tar", "zip"])
+def test_folders_that_no_entry_is_for_have_a_limit(form: str, tmp_path: Path) -> None:
+    """Or 100,000 files would make three million folders."""
+    names = [f"{number}/a/b/c/d/model" for number in range(10)]
+    archive = tmp_path / "archive"
+    archive.write_bytes((tar if form == "tar" else zipped)(*((name, b"x") for name in names)))
+    with pytest.raises(ArchiveRefused, match="has more than 49 folders"):
+        unpack(archive, tmp_path / "to", Limits(entries=49))
+    assert not (tmp_path / "to").exists()
+    unpack(archive, tmp_path / "to", Limits(entries=50))
 
 
 def test_links_count_as_the_bytes_they_copy(tmp_path: Path) -> None:
@@ -205,7 +222,7 @@ def pickled(protocol: int) -> Callable[[], bytes]:
         (pickled(2), "is a pickle of sklearn, not an archive"),
         (pickled(5), "is a pickle of sklearn, not an archive"),
         (pickle.dumps({"a": 1}), "is a pickle, not an archive"),
-        (b"CBM1@<\0\0\x14\0", "is a CatBoost model, not an archive: pack it with a code/inference.py whose"),
+        (b"CBM1@<\0\0\x14\0", "is a CatBoost model, not an archive: pack it first"),
         (b"tree\nversion=v4\nnum_class=1\n", "is a LightGBM model, not an archive"),
         (b'<?xml version="1.0"?>\n<PMML version="4.4">', "is a PMML document, not an archive"),
         (b"\x89HDF\r\n\x1a\n\0", "is an HDF5 file, as Keras saves models, not an archive"),
@@ -217,7 +234,7 @@ def pickled(protocol: int) -> Callable[[], bytes]:
         (b"\x28\xb5\x2f\xfd\x04", "is compressed by zstd, not an archive: pack the model as tar.gz"),
     ],
     ids=lambda value: value[3:25] if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_what_is_no_archive_is_called_by_its_name(
     content: bytes | Callable[[], bytes], what: str, tmp_path: Path
 ) -> None:

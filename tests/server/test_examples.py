@@ -14,9 +14,7 @@ from support.server import Server
 
 
 def test_a_pytorch_model_is_served_by_script(server: Server, tmp_path: Path) -> None:
-    """
-    examples/pytorch, with torch where the server runs.
-    """
+    """examples/pytorch, with torch where the server runs."""
     pytest.importorskip("torch", reason="torch is not installed (pip install torch)")
     subprocess.run([sys.executable, ROOT / "examples" / "pytorch" / "train.py", tmp_path / "torch"], check=True)
     with server.loaded("torch", tmp_path / "torch") as invoke:
@@ -26,10 +24,8 @@ def test_a_pytorch_model_is_served_by_script(server: Server, tmp_path: Path) -> 
 
 
 def test_the_handlers_of_the_docs_run(server: Server, tmp_path: Path) -> None:
-    """
-    docs/05-handlers.md, "Write your own": both files, as they stand there.
-    """
-    blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", (ROOT / "docs" / "05-handlers.md").read_text(), re.DOTALL)
+    """docs/own-code.md: both files, as they stand there."""
+    blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", (ROOT / "docs" / "own-code.md").read_text(), re.DOTALL)
     for name, code in blocks:
         (tmp_path / name).write_text(code)
     (tmp_path / "model").mkdir()

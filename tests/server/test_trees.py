@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from polyhost.trees import remove_tree
+from polyhost.trees import remove_tree, tree_bytes
 
 
 def nest(folder: Path, depth: int, name: str) -> None:
@@ -74,7 +74,29 @@ def test_what_cannot_be_removed_is_logged(
         raise PermissionError(1, "Operation not permitted")
 
     (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").touch()
     monkeypatch.setattr(os, "scandir", refuse)
     with caplog.at_level(logging.WARNING):
         remove_tree(tmp_path / "tree")
     assert f"{tmp_path / 'tree'} cannot be removed: Operation not permitted" in caplog.text
+
+
+def test_what_cannot_be_removed_does_not_keep_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that another user owns, or that is immutable."""
+    for name in ("a/stays", "a/goes", "b/goes", "goes"):
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(bytes(5000))
+    unlink = os.unlink
+
+    def refuse(path: str) -> None:
+        if path.endswith("stays"):
+            raise PermissionError(1, "Operation not permitted")
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    assert not remove_tree(tmp_path / "tree")
+    assert [path.name for path in (tmp_path / "tree").rglob("*") if path.is_file()] == ["stays"]
+    assert tree_bytes(tmp_path / "tree") >= 5000
+    monkeypatch.undo()
+    assert remove_tree(tmp_path / "tree")
+    assert remove_tree(tmp_path / "tree")

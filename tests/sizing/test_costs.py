@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from polyhost.sizing.command import Traffic, report_of
-from polyhost.sizing.costs import HOURS_PER_MONTH, Host, Layout, Load, monthly, one_each, parse_host
+from polyhost.sizing.costs import HOURS_PER_MONTH, Demand, Host, Layout, monthly, one_each, parse_host
 from polyhost.sizing.fleet import Fleet, fleet_of
 from polyhost.sizing.report import Report, money_words, recommendation
 from polyhost.sizing.simulate import replay_on, zipf_trace
@@ -12,7 +12,7 @@ from polyhost.sizing.simulate import replay_on, zipf_trace
 from sizing.fleets import MIB, measured, sample_of
 
 GIB = 1024**3
-NO_LOAD = Load(None, 0.0, 0.0)
+NO_LOAD = Demand(None, 0.0, 0.0)
 # AWS's blog of November 2019, "Save on inference costs by using Amazon SageMaker multi-model endpoints": prices of
 # us-east-1 then, two instances for each endpoint.
 C5_LARGE, R5_2XLARGE = "ml.c5.large=4:2:0.119", "ml.r5.2xlarge=64:8:0.706"
@@ -35,9 +35,7 @@ def by_host(found: Report) -> dict[str, Layout]:
 
 
 def test_awss_example_comes_out_as_aws_published_it() -> None:
-    """
-    1,000 models: $171,360 a month with an endpoint each, $1,017 with one multi-model endpoint.
-    """
+    """1,000 models: $171,360 a month with an endpoint each, $1,017 with one multi-model endpoint."""
     found = report(fleet(1000, 40 * MIB), [C5_LARGE, R5_2XLARGE], copies=2)
 
     each = found.layouts[-1]
@@ -52,9 +50,7 @@ def test_awss_example_comes_out_as_aws_published_it() -> None:
 
 
 def test_several_small_hosts_are_as_many_as_hold_what_is_hot() -> None:
-    """
-    Models are divided among them; one host fewer would not reach the hit ratio.
-    """
+    """Models are divided among them; one host fewer would not reach the hit ratio."""
     models = fleet(200, 50 * MIB)
 
     small = by_host(report(models, ["small=4:2:0.01", "large=16:8:0.5"]))["small"]
@@ -69,9 +65,7 @@ def test_several_small_hosts_are_as_many_as_hold_what_is_hot() -> None:
 
 
 def test_cpus_may_need_more_hosts_than_memory_does() -> None:
-    """
-    3,000 requests/s of 2 ms are 6 busy CPUs; at 60 % of two each, 5 hosts.
-    """
+    """3,000 requests/s of 2 ms are 6 busy CPUs; at 60 % of two each, 5 hosts."""
     found = report(fleet(10, MIB), ["small=4:2:0.01"], rate=3000, call_cpu_secs=0.002)
 
     (layout,) = by_host(found).values()
@@ -80,17 +74,13 @@ def test_cpus_may_need_more_hosts_than_memory_does() -> None:
 
 
 def test_loads_cost_cpus_too() -> None:
-    """
-    100 requests/s, every tenth with a load of 0.6 s: 6 busy CPUs.
-    """
-    assert Load(100, 0.0, 0.6).busy_cpus(0.1) == pytest.approx(6)
-    assert Load(None, 1.0, 1.0).busy_cpus(1.0) == 0
+    """100 requests/s, every tenth with a load of 0.6 s: 6 busy CPUs."""
+    assert Demand(100, 0.0, 0.6).busy_cpus(0.1) == pytest.approx(6)
+    assert Demand(None, 1.0, 1.0).busy_cpus(1.0) == 0
 
 
 def test_a_host_too_small_for_the_largest_model_is_none() -> None:
-    """
-    It is left out, and a note says so; without another there is nothing to recommend.
-    """
+    """It is left out, and a note says so; without another there is nothing to recommend."""
     found = report(fleet(10, 900 * MIB), ["tiny=1:1:0.01", "large=64:8:1"])
 
     assert list(by_host(found)) == ["large"]
@@ -101,9 +91,7 @@ def test_a_host_too_small_for_the_largest_model_is_none() -> None:
 
 
 def test_without_hosts_the_memory_is_recommended() -> None:
-    """
-    The least of the levels with 99 % of hits, and how to learn more.
-    """
+    """The least of the levels with 99 % of hits, and how to learn more."""
     found = report(fleet(100, MIB), [])
 
     assert found.enough is not None
@@ -114,9 +102,7 @@ def test_without_hosts_the_memory_is_recommended() -> None:
 
 
 def test_a_p99_may_be_what_is_wanted() -> None:
-    """
-    Loads of 100 ms are welcome where 150 ms are; then less memory will do.
-    """
+    """Loads of 100 ms are welcome where 150 ms are; then less memory will do."""
     models = fleet(100, MIB)
     traffic = Traffic("Zipf", zipf_trace(8000, sorted(models.sizes), 1.0, 1), 4000, None)
     sample = sample_of(*set(models.measured_as.values()))
@@ -130,33 +116,25 @@ def test_a_p99_may_be_what_is_wanted() -> None:
 
 
 def test_a_month_has_thirty_days() -> None:
-    """
-    As in AWS's example.
-    """
+    """As in AWS's example."""
     assert HOURS_PER_MONTH == 24 * 30
     assert monthly(3, 0.5) == 1080
 
 
 def test_a_host_is_written_as_the_help_says() -> None:
-    """
-    Memory in GiB, a price of any precision.
-    """
+    """Memory in GiB, a price of any precision."""
     assert parse_host("c5.large=4:2:0.085") == Host("c5.large", 4 * GIB, 2, 0.085)
     assert parse_host("free=0.5:0.25:0") == Host("free", GIB // 2, 0.25, 0)
 
 
 @pytest.mark.parametrize("text", ["", "x", "x=", "x=4:2", "=4:2:1", "x=4:2:1:1", "x=a:2:1", "x=4:2:-1", "x=1.2.3:1:1"])
 def test_a_host_written_otherwise_is_refused(text: str) -> None:
-    """
-    The sentence has an example.
-    """
+    """The sentence has an example."""
     with pytest.raises(ValueError, match="is not NAME=GiB:CPUS:PRICE_PER_HOUR, for example"):
         parse_host(text)
 
 
 def test_a_host_without_memory_or_cpus_is_refused() -> None:
-    """
-    Nothing can be divided by it.
-    """
+    """Nothing can be divided by it."""
     with pytest.raises(ValueError, match="has no memory or no CPU"):
         parse_host("x=4:0:1")

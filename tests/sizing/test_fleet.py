@@ -9,9 +9,7 @@ from sizing.fleets import MIB, measured
 
 
 def test_a_sample_has_the_smallest_the_largest_and_even_ranks_between() -> None:
-    """
-    Of a hundred sizes five are taken, whatever their order; of few, all.
-    """
+    """Of a hundred sizes five are taken, whatever their order; of few, all."""
     archives = {f"m{size}": size for size in reversed(range(1, 101))}
 
     assert stratified(archives, 5) == ["m1", "m26", "m51", "m75", "m100"]
@@ -21,25 +19,19 @@ def test_a_sample_has_the_smallest_the_largest_and_even_ranks_between() -> None:
 
 
 def test_memory_is_a_line_of_the_archives_size() -> None:
-    """
-    Points on a line give the line.
-    """
+    """Points on a line give the line."""
     assert least_squares([(10, 120), (20, 140), (40, 180)]) == pytest.approx((100, 2))
 
 
 def test_neither_part_of_the_line_is_negative() -> None:
-    """
-    A falling line becomes the mean, one that would begin below 0 goes through the origin.
-    """
+    """A falling line becomes the mean, one that would begin below 0 goes through the origin."""
     assert least_squares([(10, 50), (20, 30)]) == (40, 0)
     assert least_squares([(10, 0), (20, 30)]) == pytest.approx((0, 600 / 500))
     assert least_squares([(10, 50), (10, 30)]) == (40, 0)
 
 
 def test_what_the_first_of_a_process_pays_is_no_models() -> None:
-    """
-    It is left out of the line, and its times are those of the others; but not where there are no others.
-    """
+    """It is left out of the line, and its times are those of the others; but not where there are no others."""
     first = measured("a", 10, 9 * MIB, is_first=True, store_secs=5, disk_secs=3)
     others = [measured(name, size, 2 * size, store_secs=0.4) for name, size in (("b", 10), ("c", 20))]
 
@@ -54,9 +46,7 @@ def test_what_the_first_of_a_process_pays_is_no_models() -> None:
 
 
 def test_a_model_is_like_the_measured_one_nearest_in_size() -> None:
-    """
-    And a measured one like itself, also among others of its size.
-    """
+    """And a measured one like itself, also among others of its size."""
     sample = [measured("small", 10, 1), measured("large", 1000, 1), measured("also small", 10, 1)]
 
     found = nearest({"small": 10, "also small": 10, "x": 400, "y": 600}, sample)
@@ -68,9 +58,7 @@ def test_a_model_is_like_the_measured_one_nearest_in_size() -> None:
 
 
 def test_each_kind_has_a_line_of_its_own() -> None:
-    """
-    Small archives with code cost a process each, large ones of boosters do not.
-    """
+    """Small archives with code cost a process each, large ones of boosters do not."""
     sample = [
         measured("code1", 1000, 5 * MIB, kind="own code"),
         measured("code2", 1000, 5 * MIB, kind="own code"),

@@ -27,9 +27,7 @@ JSON_LOG = """\
 
 
 def test_an_access_log_in_text() -> None:
-    """
-    Targets in order, also quoted ones, and the rate; other lines and calls without a target are none.
-    """
+    """Targets in order, also quoted ones, and the rate; other lines and calls without a target are none."""
     trace = parse_trace(LOG.splitlines(), {"a.tar.gz", 'b "x"'})
 
     assert trace.targets == ("a.tar.gz", 'b "x"', "a.tar.gz")
@@ -38,18 +36,14 @@ def test_an_access_log_in_text() -> None:
 
 
 def test_an_access_log_in_json() -> None:
-    """
-    One object a line; half a line at the end is none.
-    """
+    """One object a line; half a line at the end is none."""
     trace = parse_trace(JSON_LOG.splitlines(), {"a.tar.gz"})
 
     assert (trace.targets, trace.requests_per_sec) == (("a.tar.gz", "a.tar.gz"), 0.25)
 
 
 def test_a_plain_list() -> None:
-    """
-    One target a line, also with spaces; no times, no rate.
-    """
+    """One target a line, also with spaces; no times, no rate."""
     trace = parse_trace(["a.tar.gz\n", "\n", "my model.tar.gz\n", "other\n"], {"a.tar.gz", "my model.tar.gz"})
 
     assert trace.targets == ("a.tar.gz", "my model.tar.gz")
@@ -58,8 +52,6 @@ def test_a_plain_list() -> None:
 
 @pytest.mark.parametrize("lines", [[], ["nothing.tar.gz"], ['{"target": 5}', "{}", "[]"], ["\udcff\x00"]])
 def test_a_trace_without_any_of_the_models_is_refused(lines: list[str]) -> None:
-    """
-    With a sentence that says what a trace is.
-    """
+    """With a sentence that says what a trace is."""
     with pytest.raises(ValueError, match="it must be an access log of Polyhost's, or have one target a line"):
         parse_trace(lines, {"a.tar.gz"})

@@ -12,7 +12,12 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 # Long enough for a machine that does other things as well.
-_WAIT_MS = 60_000
+_WAIT_MS = 120_000
+# What an action came to is shown for a few seconds. Here it is shown until the test, or Escape, takes it away.
+_TOASTS_STAY = """
+const remove = Element.prototype.remove;
+Element.prototype.remove = function () { if (!this.classList.contains("toast")) remove.call(this); };
+"""
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -66,6 +71,7 @@ def page(browser: Browser, origin: str, path: str = "/", **settings: Any) -> Ite
     """A page of its own session, where nothing went wrong and nobody else was asked."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
     try:
+        context.add_init_script(_TOASTS_STAY)
         opened = context.new_page()
         opened.set_default_timeout(_WAIT_MS)
         watch = Watch(opened, origin)

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import signal
-import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import boto3
-import uvicorn
 from botocore.config import Config as ClientConfig
 from polyhost.api import hosting as protocol
-from polyhost.api.http import Asgi, Reply, Request, ShortWay
+from polyhost.api.http import Reply, Request
+from polyhost.api.listener import Listener
+from polyhost.api.tasks import AnsweringTasks
+from polyhost.endpoint.arns import Arns
 from polyhost.endpoint.definitions import Container, Endpoint, Variant
-from polyhost.endpoint.errors import AccessDenied
 from polyhost.endpoint.hosting import Hosting
+from polyhost.endpoint.hosting.hosting import Plane
+from polyhost.endpoint.hosting.sqlite_state import SqliteState
 from polyhost.errors import PolyhostError
+from polyhost.service_errors import AccessDenied
 
 from support.server import Process, free_port
 
@@ -42,16 +44,20 @@ class App:
     def __init__(self, hosting: Hosting) -> None:
         self._hosting = hosting
         self._served = 0
+        self._tasks = AnsweringTasks()
 
-    async def answer(self, request: Request) -> Reply:
+    def answer(self, request: Request, done: Callable[[Reply], None]) -> Callable[[], None]:
         self._served += 1
-        return await protocol.answer(self._hosting, request, f"request-{self._served}", authorize)
+        return self._tasks.run(protocol.answer(self._hosting, request, f"request-{self._served}", authorize), done)
 
-    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> Coroutine[Any, Any, Reply]:
-        return self.answer(request)
+    def stop_soon(self) -> None:
+        self._tasks.stop_soon()
 
-    def too_large(self, request: Request) -> Reply:
-        return Reply(b"", 413, (), closes=True)
+    async def stop(self) -> None:
+        await self._tasks.stop()
+
+    def too_large(self, request: Request, done: Callable[[Reply], None]) -> None:
+        done(Reply(b"", 413, (), closes=True))
 
 
 def authorize(action: str, resource: str) -> None:
@@ -75,35 +81,24 @@ def one_source(containers: Sequence[Container]) -> str | None:
     return None
 
 
-class Front(uvicorn.Server):
-    words = ""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        sys.stdout.write(f"{self.words}\n")
-        sys.stdout.flush()
-
-
 async def serve(port: int, state_dir: Path, allowed: Path, words: Sequence[str]) -> None:
     hosting = Hosting(
-        state_dir,
-        account_id=ACCOUNT,
-        region=REGION,
-        own=own_endpoint() if "own" in words else None,
-        allowed_folders=(allowed,),
-        check=one_source if "check" in words else lambda _: None,
+        lambda: SqliteState(state_dir),
+        Plane(
+            arns=Arns(ACCOUNT, REGION),
+            own=own_endpoint() if "own" in words else None,
+            allowed_folders=(allowed,),
+            check=one_source if "check" in words else lambda _: None,
+        ),
     )
     await hosting.start()
-    app = App(hosting)
-    server = Front(
-        uvicorn.Config(
-            Asgi(app), host="127.0.0.1", port=port, log_level="warning", lifespan="off",
-            http=functools.partial(ShortWay, app),  # type: ignore[arg-type]
-        )
-    )  # fmt: skip
-    server.words = f"ready, serving {sorted(endpoint.name for endpoint in hosting.endpoints())}"
+    listener = Listener(App(hosting), drain_secs=10)
+    await listener.start("127.0.0.1", port)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, listener.stop)
+    sys.stdout.write(f"ready, serving {sorted(endpoint.name for endpoint in hosting.endpoints())}\n")
+    sys.stdout.flush()
     try:
-        await server.serve()
+        await listener.serve()
     finally:
         await hosting.stop()
 

@@ -14,7 +14,11 @@ from hypothesis import HealthCheck, settings
 
 Number = TypeVar("Number", int, float)
 
-IS_LONG = os.environ.get("POLYHOST_TESTS_FORM") == "long"
+FORM = os.environ.get("POLYHOST_TESTS_FORM")
+# `make fuzz` runs the tests again and again, with other examples each time.
+IS_LONG = FORM in ("long", "fuzz")
+# How long a test goes on that `make fuzz` has given a time; None: as long as it takes.
+FUZZ_SECS = int(os.environ["POLYHOST_FUZZ_SECS"]) if "POLYHOST_FUZZ_SECS" in os.environ else None
 # How many times as many examples Hypothesis tries.
 _MORE_EXAMPLES = 20
 

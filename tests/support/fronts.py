@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import functools
+import ssl
 import threading
 from collections.abc import Callable, Iterator
-from typing import cast
 
-import uvicorn
-from polyhost.api.http import Asgi, Reply, Request, ShortWay
+import uvloop
+from polyhost.api.http import Reply, Request
+from polyhost.api.listener import Listener
+from polyhost.http_limits import HttpLimits
 
 
 class _App:
@@ -18,42 +20,43 @@ class _App:
     def __init__(self, reply_to: Callable[[Request], Reply]) -> None:
         self._reply_to = reply_to
 
-    async def answer(self, request: Request) -> Reply:
-        return self._reply_to(request)
-
-    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> None:
+    def answer(self, request: Request, done: Callable[[Reply], None]) -> None:
         done(self._reply_to(request))
 
-    def too_large(self, request: Request) -> Reply:
-        return Reply(b"", 413, ())
+    def stop_soon(self) -> None: ...
 
+    async def stop(self) -> None: ...
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.is_up = threading.Event()
-
-    async def startup(self, sockets=None) -> None:
-        await super().startup(sockets)
-        self.is_up.set()
+    def too_large(self, request: Request, done: Callable[[Reply], None]) -> None:
+        done(Reply(b"", 413, ()))
 
 
 @contextlib.contextmanager
-def front(reply_to: Callable[[Request], Reply]) -> Iterator[str]:
+def front(
+    reply_to: Callable[[Request], Reply],
+    limits: HttpLimits | None = None,
+    tls: Callable[[], ssl.SSLContext] | None = None,
+) -> Iterator[str]:
     """Its address."""
-    app = _App(reply_to)
-    server = _Server(
-        uvicorn.Config(
-            Asgi(app), port=0, log_config=None, lifespan="off", ws="none", proxy_headers=False,
-            http=cast("type", functools.partial(ShortWay, app)),
-        ),
-    )  # fmt: skip
-    thread = threading.Thread(target=server.run)
+    is_up = threading.Event()
+    ends: list[Callable[[], object]] = []
+    port = 0
+
+    async def serve() -> None:
+        nonlocal port
+        listener = Listener(_App(reply_to), limits=limits, drain_secs=10, tls=tls)
+        await listener.start("127.0.0.1", 0)
+        loop = asyncio.get_running_loop()
+        ends.append(lambda: loop.call_soon_threadsafe(listener.stop))
+        port = listener.port
+        is_up.set()
+        await listener.serve()
+
+    thread = threading.Thread(target=lambda: uvloop.run(serve()))
     thread.start()
     try:
-        assert server.is_up.wait(30)
-        port = server.servers[0].sockets[0].getsockname()[1]
+        assert is_up.wait(120)
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.should_exit = True
+        ends[0]()
         thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -16,6 +17,8 @@ ACCOUNT = "123456789012"
 ANNA = {"key": "AKIAANNA000000000000", "secret": "annas/secret+that-nobody-may-ever-see00"}
 BERT = {"key": "AKIABERT000000000000", "secret": "berts/secret+that-nobody-may-ever-see00"}
 METRICS_TOKEN = "for-prometheus-alone"
+# Of Carl, who has no access key.
+CARLS_KEY = "phk_carls-key-that-nobody-may-ever-see00000000000"
 ENDPOINT = f"arn:aws:sagemaker:us-east-1:{ACCOUNT}:endpoint/polyhost"
 BOSTON_ONLY = f"arn:aws:iam::{ACCOUNT}:role/boston-only"
 INVOKE = "sagemaker:InvokeEndpoint"
@@ -30,7 +33,7 @@ def policy(**statement: Any) -> dict[str, Any]:
 
 
 def document() -> dict[str, Any]:
-    """Anna may do all at SageMaker, Bert nothing; both may be boston-only."""
+    """Anna may do all at SageMaker, as Carl may; Bert nothing. All three may be boston-only."""
     only_boston = {"StringLike": {"sagemaker:TargetModel": "boston/*"}}
     return {
         "account_id": ACCOUNT,
@@ -43,11 +46,16 @@ def document() -> dict[str, Any]:
                 "policies": ["arn:aws:iam::aws:policy/AmazonSageMakerFullAccess"],
             },
             {"name": "bert", "access_key_id": BERT["key"], "secret_access_key": BERT["secret"]},
+            {
+                "name": "carl",
+                "api_keys": ["sha256:" + hashlib.sha256(CARLS_KEY.encode()).hexdigest()],
+                "policies": ["arn:aws:iam::aws:policy/AmazonSageMakerFullAccess"],
+            },
         ],
         "roles": [
             {
                 "name": "boston-only",
-                "may_be_assumed_by": ["anna", f"arn:aws:iam::{ACCOUNT}:user/bert"],
+                "may_be_assumed_by": ["anna", f"arn:aws:iam::{ACCOUNT}:user/bert", "carl"],
                 "policies": [policy(Action=INVOKE, Resource=ENDPOINT, Condition=only_boston)],
                 "max_session_secs": 7200,
             },
@@ -70,10 +78,11 @@ class Clock:
 class House:
     """A file of principals in a folder, and the Access that has read it."""
 
-    def __init__(self, folder: Path, content: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, content: dict[str, Any] | None = None, token_key_file: Path | None = None) -> None:
         self.folder = folder
         self.file = folder / "principals.json"
         self.clock = Clock()
+        self._token_key_file = token_key_file
         self._writes = 0
         self.write(json.dumps(content or document()))
         self.access = self.read()
@@ -86,7 +95,9 @@ class House:
         os.utime(self.file, (self._writes, self._writes))
 
     def read(self) -> Access:
-        return Access.read(self.file, region="us-east-1", secret_folder=self.folder / "state", now=self.clock)
+        return Access.read(
+            self.file, secret_folder=self.folder / "state", token_key_file=self._token_key_file, now=self.clock
+        )
 
     def wait_for_a_look(self) -> None:
         self.clock.ahead_secs += 1

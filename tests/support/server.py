@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,13 @@ import psutil
 
 from support.clock import FairClock
 
-START_SECS = 60
+# Far longer than a start takes on a slow machine: a server that ends by itself is not waited for.
+START_SECS = 180
+
+# Workers of pytest-xdist that can have ports of their own.
+_PORT_SHARES = 16
+# Those that were given last.
+_given_ports: deque[int] = deque(maxlen=500)
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,19 @@ class Answer:
 
 
 def free_port(lowest: int = 20_000, highest: int = 32_000) -> int:
-    """Below the kernel's own range unless told, so that no other socket gets it meanwhile."""
+    """
+    Below the kernel's own range unless told, so that no other socket gets it meanwhile.
+
+    Nor does another test: each of xdist's workers has ports of its own, and gives none of them twice in a row.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
         port = random.randint(lowest, highest)
+        if port % _PORT_SHARES != worker % _PORT_SHARES or port in _given_ports:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given_ports.append(port)
             return port
 
 
@@ -121,9 +136,9 @@ class Process:
     def send(self, number: int) -> None:
         self._popen.send_signal(number)
 
-    def wait(self, secs: float = 30) -> int:
+    def wait(self, secs: float = 120) -> int:
         code = self._popen.wait(secs)
-        self._reader.join(5)
+        self._reader.join(30)  # it has all once nobody can write any more
         return code
 
     def kill_tree(self) -> None:
@@ -132,24 +147,44 @@ class Process:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
             self._popen.kill()
-        self._popen.wait(10)
+        self._popen.wait(60)
         self._reader.join(5)
-        if self._popen.stdout:
-            self._popen.stdout.close()
 
     def _read(self) -> None:
         assert self._popen.stdout is not None
-        for line in self._popen.stdout:
-            with self._news:
-                self._lines.append(line.decode("utf-8", "replace"))
-                self._news.notify_all()
+        with self._popen.stdout as output:  # nobody else closes it: a read from what is closed is an error
+            for line in output:
+                with self._news:
+                    self._lines.append(line.decode("utf-8", "replace"))
+                    self._news.notify_all()
         with self._news:
             self._is_over = True
             self._news.notify_all()
 
 
+def told_to(engine: str) -> dict[str, str]:
+    """
+    What MMS is told here. Java starts without its optimising compiler, which takes a third of a start's CPU time.
+
+    And MMS has ports that no test is given: Java binds its own some seconds after it was found free.
+    """
+    if engine != "mms":
+        return {}
+    from polyhost.engine.mms_process import vm_arguments  # only here: others start without the engine
+
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    lowest = 10_000 + 500 * (worker % _PORT_SHARES)
+    return {
+        "SAGEMAKER_MODEL_SERVER_VMARGS": f"{vm_arguments()} -XX:TieredStopAtLevel=1",
+        "SAGEMAKER_SAFE_PORT_RANGE": f"{lowest}-{lowest + 499}",
+    }
+
+
 class Server:
     """`polyhost serve`, ready to answer."""
+
+    # Models of tests lie anywhere.
+    model_root = "/"
 
     def __init__(
         self, engine: str, arguments: Sequence[str] = (), environ: Mapping[str, str] | None = None, port: int = 0,
@@ -161,8 +196,11 @@ class Server:
         clean = {name: value for name, value in os.environ.items() if not ours.match(name)}
         self.process = Process(
             [sys.executable, "-m", "polyhost", "serve", "--engine", engine, "--port", str(self.port),
-             "--model-root", "/", *arguments],
-            {**clean, "SAGEMAKER_BASE_DIR": str(self.temp / "no-model"), "TMPDIR": str(self.temp), **(environ or {})},
+             "--model-root", self.model_root, "--fronts", os.environ.get("FRONTS", "1"), *arguments],
+             {
+                 **clean, **told_to(engine), "SAGEMAKER_BASE_DIR": str(self.temp / "no-model"),
+                 "TMPDIR": str(self.temp), **(environ or {}),
+             },
         )  # fmt: skip
         try:
             self.process.wait_for_line(r"\] polyhost - ready on|\"message\": \"ready on")
@@ -225,3 +263,20 @@ class Server:
 
     def descendants(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether all of them end soon; one that is dead and only init can bury has ended."""
+    deadline = time.monotonic() + 60
+    while any(process.is_running() and not is_zombie(process) for process in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -45,6 +45,21 @@ def signed(
     return Wire(method, parts.path, parts.query, {"host": parts.netloc, **sent}, prepared.body or b"")
 
 
+def signed_again(wire: Wire, *, key: str, secret: str) -> Wire:
+    """The request as it is, with the signature that botocore gives it at the time of its `x-amz-date`."""
+    headers = {
+        name: value.encode("latin-1").decode() for name, value in wire.headers.items() if name != "authorization"
+    }
+    url = f"http://{wire.headers['host']}{wire.path}" + (f"?{wire.query}" if wire.query else "")
+    request = AWSRequest(method=wire.method, url=url, headers=headers, data=wire.body)
+    request.context["timestamp"] = wire.headers["x-amz-date"]
+    signer = SigV4Auth(Credentials(key, secret), "sagemaker", "us-east-1")
+    text = signer.string_to_sign(request, signer.canonical_request(request))
+    names = signer.signed_headers(signer.headers_to_sign(request))
+    claim = f"{signer.scope(request)}, SignedHeaders={names}, Signature={signer.signature(text, request)}"
+    return wire.with_header("authorization", f"AWS4-HMAC-SHA256 Credential={claim}")
+
+
 def _text(value: str | bytes) -> str:
     """As HTTP's bytes are read: botocore writes text as UTF-8."""
     return (value if isinstance(value, bytes) else value.encode()).decode("latin-1")

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import psutil
 from polyhost.memory import private_bytes
+from polyhost.processes import living_descendants
 
 from support.server import Server
 
@@ -17,7 +18,11 @@ T = TypeVar("T")
 
 
 def wait_until(is_so: Callable[[], T], secs: float, what: str) -> T:
-    """The first true answer of `is_so`, asked again and again; a failure that says `what` after `secs`."""
+    """
+    The first true answer of `is_so`, asked again and again; a failure that says `what` after `secs`.
+
+    What never comes may take a minute to be missed; what comes late, on a machine that others use too, is not late.
+    """
     deadline = time.monotonic() + secs
     while True:
         answer = is_so()
@@ -27,14 +32,38 @@ def wait_until(is_so: Callable[[], T], secs: float, what: str) -> T:
         time.sleep(0.02)
 
 
+def any_in(folder: Path, pattern: str) -> bool:
+    """Whether there is such a file or folder, where others move and remove folders meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return next(folder.glob(pattern), None) is not None
+    return False
+
+
 def living(server: Server) -> list[psutil.Process]:
     """The server's descendants, dead ones that wait for their burial left out; the oldest first."""
-    processes = []
-    for process in server.descendants():
+    return sorted(living_descendants(server.process.pid), key=lambda process: (process.create_time(), process.pid))
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Its words; none of a process that has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def javas(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if Path([*command_of(process), ""][0]).name == "java"]
+
+
+def zombies_of(pid: int) -> list[psutil.Process]:
+    """Descendants that have ended, and that nobody has buried yet."""
+    zombies = []
+    for process in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                processes.append(process)
-    return sorted(processes, key=lambda process: (process.create_time(), process.pid))
+            if process.status() == psutil.STATUS_ZOMBIE:
+                zombies.append(process)
+    return zombies
 
 
 def template_of(server: Server) -> psutil.Process:
@@ -46,7 +75,7 @@ def workers_of(server: Server) -> list[psutil.Process]:
     return living(server)[1:]
 
 
-def wait_until_gone(processes: list[psutil.Process], secs: float = 10) -> None:
+def wait_until_gone(processes: list[psutil.Process], secs: float = 60) -> None:
     """Dead and waiting for a burial that only init can give counts as gone."""
     psutil.wait_procs(processes, timeout=secs)
     left = []

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from polyhost.api.http import Headers, Reply, Request
 
-# Of every answer of the dashboard. No script or style but ours, none that is written into the page.
+# Header of every answer of the dashboard: it allows our own files of scripts and styles, and none within a page.
 _POLICY = (
     b"default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     b"require-trusted-types-for 'script'; trusted-types 'none'"

@@ -1,26 +1,39 @@
 """
-Multi Model Server's HTTP API, as SageMaker's multi-model endpoints call it: one ASGI application.
+Multi Model Server's HTTP API, as SageMaker's multi-model endpoints call it.
 
-Status, header fields and bodies are MMS's; where it is wrong (docs/multi-model-server.md) ours are right. The
-hot path, a prediction, is a split of the path, a read of the body, a call of the engine and one answer.
+Status, header fields and bodies are MMS's; where it is wrong (docs/multi-model-server.md) ours are right. What there
+is to ask for is the table of routes.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import logging
-import os
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
-from polyhost.api.http import Headers, Reply, Request
-from polyhost.api.openapi import api_document, model_document
-from polyhost.engine.errors import BadRequest, BodyTooLarge, EngineError, MethodNotAllowed, RouteNotFound
-from polyhost.engine.protocol import Answer, Engine, Item, Registration
+import msgspec
+
+from polyhost.api import openapi
+from polyhost.api.http import Body, Headers, Reply, Request
+from polyhost.api.open_inference.api import OpenInference, actions_of_container
+from polyhost.api.open_inference.of_container import ContainerModels
+from polyhost.api.request_ids import request_ids
+from polyhost.api.routes import ANY, Begin, Found, Guard, Handle, Operation, Ports, Route, Routes, name_in_path, serve
+from polyhost.api.tasks import AnsweringTasks
+from polyhost.engine.errors import (
+    BadRequest,
+    BodyTooLarge,
+    EngineError,
+    EnvironmentBuilding,
+    MethodNotAllowed,
+    RouteNotFound,
+)
+from polyhost.engine.protocol import PROCESSING, Answer, Engine, Item, Registration, Stream
 from polyhost.metrics import CONTENT_TYPE, Metrics
+from polyhost.readiness import Readiness
 
 logger = logging.getLogger("polyhost.api")
 
@@ -33,7 +46,9 @@ _EVERY_REPLY = (
 )
 _JSON = ((b"content-type", b"application/json"), *_EVERY_REPLY)
 _METRICS = ((b"content-type", CONTENT_TYPE.encode()), *_EVERY_REPLY)
+ID_FIELD = b"x-request-id"
 _DEFAULT_PAGE = 100
+_PREDICTION = "polyhost:InvokeModel"
 # What HTTP itself puts around an answer is ours to say, not a handler's.
 _NOT_A_HANDLERS = frozenset(("content-length", "connection", "transfer-encoding"))
 
@@ -50,7 +65,7 @@ class ContainerApi:
     """
     The application. `single_model` is the model that /invocations means when it names none.
 
-    MMS splits its API in two where they have ports of their own: an application serves one part or both.
+    MMS's API has two parts, which may have addresses of their own: `ports` says which of them this one is, or both.
     """
 
     def __init__(
@@ -61,139 +76,154 @@ class ContainerApi:
         max_request_bytes: int,
         single_model: str | None,
         workers: int,
-        serves_predictions: bool = True,
-        serves_management: bool = True,
+        readiness: Readiness,
+        ports: Ports = Ports.BOTH,
+        has_endpoint: bool = False,
     ) -> None:
+        """`has_endpoint`: whether it is an endpoint's part, whose own are the routes of the Open Inference Protocol."""
         self.max_request_bytes = max_request_bytes
+        self.tasks = AnsweringTasks()
         self._engine = engine
         self._metrics = metrics
         self._single_model = single_model
         self._workers = workers
+        self.readiness = readiness
         self._ids = request_ids()
-        self._serves_predictions = serves_predictions
-        self._serves_management = serves_management
-        self._is_whole = serves_predictions and serves_management
+        self.open_inference = self._make_open_inference()
+        table = self._table() if has_endpoint else (*self.open_inference.routes(), *self._table())
+        self.routes = Routes((route for route in table if route.ports & ports), parts_of)
 
-    async def answer(self, request: Request) -> Reply:
-        request_id = next(self._ids)
-        try:
-            result = await self._route(request, request_id)
-        except EngineError as error:
-            result = error_result(error)
-        except Exception:
-            logger.exception("request %s failed", request_id)
-            result = error_result(EngineError(f"Internal error: the server's log has request {request_id}."))
-        return _reply(result, request_id)
+    def _make_open_inference(self) -> OpenInference:
+        return OpenInference(
+            ContainerModels(self._engine, self._invoke_whole), self.readiness, self.tasks, name_part="{model_name}",
+            max_request_bytes=self.max_request_bytes, actions=actions_of_container(), id_field=ID_FIELD,
+        )  # fmt: skip
 
-    def answer_soon(self, request: Request, done: Callable[[Reply], None]) -> Coroutine[Any, Any, Reply] | None:
-        return None if self._has_begun(request, done) else self.answer(request)
+    def _table(self) -> tuple[Route, ...]:
+        """A path whose last row takes any method has a 405 for those that the rows above lack."""
+        return (
+            _prediction("/models/{model_name}/invoke", self._invoke, openapi.INVOKE_MODEL, when=_is_not_options),
+            Route(
+                methods=("OPTIONS",), path="/predictions/{model_name}/...", guard=Guard.POLICY,
+                action="polyhost:DescribeModel", answer=self._describe_api, operation=openapi.MODEL_DESCRIPTION,
+            ),
+            _prediction("/predictions/{model_name}/...", self._invoke, openapi.PREDICTIONS),
+            _prediction("/{model_name}/predict", self._invoke, openapi.PREDICT),
+            _prediction("/invocations", self._invoke_named, openapi.INVOCATIONS, model=_model_in_query),
+            Route(
+                methods=ANY, path="/ping", guard=Guard.NOBODY, begin=_at_once(self._ping), operation=openapi.PING,
+                is_for_any_page=True,
+            ),
+            Route(
+                methods=ANY, path="/ready", guard=Guard.NOBODY, begin=_at_once(self._ready), is_for_any_page=True,
+            ),
+            Route(
+                methods=ANY, path="/metrics", guard=Guard.TOKEN, answer=self._expose_metrics, is_for_any_page=True,
+            ),
+            _management(("GET",), "/models", "polyhost:ListModels", begin=_at_once(self._list),
+                        operation=openapi.LIST_MODELS),
+            _management(("POST",), "/models", "polyhost:RegisterModel", answer=self._load, model=registered_name,
+                        operation=openapi.REGISTER_MODEL),
+            _management(ANY, "/models", "polyhost:ListModels", begin=_no_method),
+            _management(("GET",), "/models/{model_name}", "polyhost:DescribeModel", answer=self._describe,
+                        operation=openapi.DESCRIBE_MODEL),
+            _management(("PUT",), "/models/{model_name}", "polyhost:ScaleWorkers", answer=self._scale,
+                        operation=openapi.SCALE_WORKERS),
+            _management(("DELETE",), "/models/{model_name}", "polyhost:UnregisterModel", answer=self._unload,
+                        operation=openapi.UNREGISTER_MODEL),
+            _management(ANY, "/models/{model_name}", "polyhost:DescribeModel", begin=_no_method),
+            _description(ANY, "/execution-parameters", _at_once(self._execution_parameters),
+                         openapi.EXECUTION_PARAMETERS, Ports.PREDICTIONS),
+            _description(ANY, "/api-description", _at_once(self._describe_all), openapi.API_DESCRIPTION),
+            _description(("OPTIONS",), "/", _at_once(self._describe_all), openapi.ROOT),
+            _description(ANY, "/", _no_method, None),
+        )  # fmt: skip
 
-    def _has_begun(self, request: Request, done: Callable[[Reply], None]) -> bool:
-        path = request.path
-        if not (path.startswith("/models/") and path.endswith("/invoke")) or request.query or not self._is_whole:
-            return False
-        name = path[len("/models/") : -len("/invoke")]
-        if "/" in name or "%" in name:
-            return False
-        request_id = next(self._ids)
-        return self._engine.invoke_soon(
-            name,
-            Item(request_id, request.headers, "", request.body),
-            lambda answer: done(_reply(answer_result(answer), request_id)),
-            lambda error: done(_reply(error_result(error), request_id)),
-        )
+    def answer(self, request: Request, done: Callable[[Reply], None]) -> Callable[[], object] | None:
+        found = self.routes.find(request)
+        if found is None:
+            done(self._failed(RouteNotFound(_NO_ROUTE), next(self._ids)))
+            return None
+        return serve(found, request, next(self._ids), done, self.tasks, self._failed)
 
-    def too_large(self, request: Request) -> Reply:  # noqa: ARG002 - all routes have one limit
+    def serve(self, found: Found, request: Request, done: Callable[[Reply], None]) -> Callable[[], object] | None:
+        """As `answer`, of a request whose route has been found. Loads go on without the client that asked for them."""
+        return serve(found, request, next(self._ids), done, self.tasks, self._failed)
+
+    def predicting(self, found: Found, request: Request) -> str | None:
+        """The name of the model that a route asks for a prediction, None where it asks for something else."""
+        route, name = found
+        if route.action != _PREDICTION or not route.is_raw:
+            return None
+        return route.model(request, name) or self._single_model
+
+    def stop_soon(self) -> None:
+        self.tasks.stop_soon()
+
+    async def stop(self) -> None:
+        await self.tasks.stop()
+
+    def too_large(self, request: Request, done: Callable[[Reply], None]) -> None:
+        route, name = self.routes.find(request) or (None, "")
+        if route is not None and route.too_large is not None:
+            done(route.too_large(request, name, next(self._ids)))
+            return
         error = BodyTooLarge(
             f"The body of a request may have {self.max_request_bytes} bytes: send less in each request, or set "
             "SAGEMAKER_MAX_REQUEST_SIZE to more bytes."
         )
-        return _reply(error_result(error), next(self._ids))
+        done(_reply(error_result(error), next(self._ids)))
 
-    async def _route(self, request: Request, request_id: str) -> Result:
-        parts = request.path.split("/")[1:]
-        if "%" in request.path:
-            parts = [unquote(part) for part in parts]
-        if not self._is_whole and not self._offers(parts):
-            raise RouteNotFound(_NO_ROUTE)
-        match parts:
-            case ["models", name, "invoke"] | ["predictions", name] if request.method != "OPTIONS":
-                return await self._invoke(request, request_id, name)
-            case [name, "predict"]:
-                return await self._invoke(request, request_id, name)
-            case ["invocations"]:
-                return await self._invocations(request, request_id)
-            case ["ping"]:
-                return json_result({"status": "Healthy"})
-            case ["models"] | ["models", ""]:
-                return await self._models(request)
-            case ["models", name]:
-                return await self._model(request, name)
-            case ["predictions", name]:
-                await self._engine.describe(name)  # raises if it is unknown
-                return json_result(model_document(name))
-            case ["metrics"]:
-                return Result(await self._metrics.exposition_aside(), headers=_METRICS)
-            case ["execution-parameters"]:
-                return self._execution_parameters()
-            case ["api-description"]:
-                return json_result(api_document())
-            case [""]:
-                if request.method == "OPTIONS":
-                    return json_result(api_document())
-                raise MethodNotAllowed(_NO_METHOD)
-            case _:
-                raise RouteNotFound(_NO_ROUTE)
-
-    def _offers(self, parts: list[str]) -> bool:
-        match parts:
-            case [""] | ["api-description"]:
-                return True
-            case ["models"] | ["models", _]:
-                return self._serves_management
-            case _:
-                return self._serves_predictions
+    def _failed(self, error: Exception, request_id: str) -> Reply:
+        return _reply(_result(error, request_id), request_id)
 
     # Predictions
 
-    async def _invoke(self, request: Request, request_id: str, name: str) -> Result:
-        item = Item(request_id, request.headers, request.query, request.body)
-        return answer_result(await self._engine.invoke(name, item))
+    def _invoke(
+        self, request: Request, name: str, request_id: str, done: Callable[[Reply], None]
+    ) -> Callable[[], object]:
+        item = Item(request_id, request.headers, request.query, request.body, None, True)
+        answering = _Answering(request_id, done)
+        stream = Stream(answering.part)
+        self._engine.invoke(name, item, answering.concluded, stream)
+        return stream.leave
 
-    async def _invocations(self, request: Request, request_id: str) -> Result:
-        name = dict(parse_qsl(request.query)).get("model_name") or self._single_model
+    def _invoke_whole(self, request: Request, name: str, request_id: str, done: Callable[[Reply], None]) -> None:
+        """The reply has all of its body."""
+        item = Item(request_id, request.headers, request.query, request.body)
+        self._engine.invoke(name, item, lambda outcome: done(_reply(_result(outcome, request_id), request_id)))
+
+    def _invoke_named(
+        self, request: Request, _: str, request_id: str, done: Callable[[Reply], None]
+    ) -> Callable[[], object]:
+        name = _model_in_query(request) or self._single_model
         if name is None:
             raise BadRequest("Parameter model_name is required.")
-        return await self._invoke(request, request_id, name)
+        return self._invoke(request, name, request_id, done)
 
     # Models
 
-    async def _models(self, request: Request) -> Result:
-        if request.method == "GET":
-            return self._list(dict(parse_qsl(request.query)))
-        if request.method == "POST":
-            status = await self._engine.load(registration_of(request))
-            return json_result({"status": status}, 202 if status.startswith("Processing") else 200)
-        raise MethodNotAllowed(_NO_METHOD)
+    async def _load(self, request: Request, _: str, request_id: str) -> Reply:
+        status = await self._engine.load(registration_of(request))
+        return _reply(json_result({"status": status}, 202 if status == PROCESSING else 200), request_id)
 
-    async def _model(self, request: Request, name: str) -> Result:
-        query = dict(parse_qsl(request.query))
-        match request.method:
-            case "GET":
-                return json_result(await self._engine.describe(name))
-            case "DELETE":
-                await self._engine.unload(name)
-                return json_result({"status": f'Model "{name}" unregistered'})
-            case "PUT":
-                minimum = _number(query, "min_worker", 1)
-                maximum = _number(query, "max_worker", minimum) if "max_worker" in query else None
-                is_synchronous = query.get("synchronous", "").lower() == "true"
-                status = await self._engine.scale(name, minimum, maximum, is_synchronous)
-                return json_result({"status": status}, 200 if is_synchronous else 202)
-            case _:
-                raise MethodNotAllowed(_NO_METHOD)
+    async def _describe(self, _: Request, name: str, request_id: str) -> Reply:
+        return _reply(json_result(await self._engine.describe(name)), request_id)
 
-    def _list(self, query: dict[str, str]) -> Result:
+    async def _unload(self, _: Request, name: str, request_id: str) -> Reply:
+        await self._engine.unload(name)
+        return _reply(json_result({"status": f'Model "{name}" unregistered'}), request_id)
+
+    async def _scale(self, request: Request, name: str, request_id: str) -> Reply:
+        query = parameters_of(request.query)
+        minimum = _number(query, "min_worker", 1)
+        maximum = _number(query, "max_worker", minimum) if "max_worker" in query else None
+        is_synchronous = query.get("synchronous", "").lower() == "true"
+        status = await self._engine.scale(name, minimum, maximum, is_synchronous)
+        return _reply(json_result({"status": status}, 200 if is_synchronous else 202), request_id)
+
+    def _list(self, request: Request) -> Result:
+        query = parameters_of(request.query)
         limit = _number(query, "limit", _DEFAULT_PAGE)
         if not 0 < limit <= _DEFAULT_PAGE:
             limit = _DEFAULT_PAGE
@@ -207,7 +237,22 @@ class ContainerApi:
         ]
         return json_result(page)
 
-    def _execution_parameters(self) -> Result:
+    # The server
+
+    def _ping(self, _: Request) -> Result:
+        return json_result({"status": "Healthy"})
+
+    def _ready(self, _: Request) -> Result:
+        """Says why the server is not ready. Whether it is alive is told by `/ping`."""
+        reason = self.readiness.reason
+        if reason is None:
+            return json_result({"status": "Ready"})
+        return json_result({"status": "Unready", "reason": reason}, 503)
+
+    async def _expose_metrics(self, _: Request, __: str, request_id: str) -> Reply:
+        return _reply(Result(await self._metrics.exposition(), headers=_METRICS), request_id)
+
+    def _execution_parameters(self, _: Request) -> Result:
         return json_result(
             {
                 "MaxConcurrentTransforms": self._workers,
@@ -216,10 +261,118 @@ class ContainerApi:
             },
         )
 
+    def _describe_all(self, _: Request) -> Result:
+        return json_result(openapi.api_document(self.routes))
+
+    async def _describe_api(self, _: Request, name: str, request_id: str) -> Reply:
+        await self._engine.describe(name)  # raises if it is unknown
+        return _reply(json_result(openapi.model_document(name)), request_id)
+
+
+class _Answering(msgspec.Struct, eq=False):
+    """A prediction on its way: in one piece, or in chunks where its script yields, as SageMaker's containers stream."""
+
+    request_id: str
+    done: Callable[[Reply], None]
+    body: Body | None = None
+
+    def part(self, content_type: str, part: bytes) -> None:
+        if self.body is None:
+            self.body = Body()
+            headers = _answer_headers((("content-type", content_type),))
+            self.done(_reply(Result(b"", headers=headers), self.request_id)._replace(parts=self.body))
+        self.body.write(part)
+
+    def concluded(self, outcome: Answer | Exception) -> None:
+        """A body that is not whole has no other sign than that its connection ends."""
+        result = _result(outcome, self.request_id)
+        if self.body is None:
+            self.done(_reply(result, self.request_id))
+            return
+        is_whole = result.status < 400
+        if not is_whole:
+            logger.warning("request %s failed in the middle of its answer: %s", self.request_id, result.body.decode())
+        self.body.end(is_whole=is_whole)
+
+
+# Kinds of rows
+
+
+def _prediction(
+    path: str, begin: Begin, operation: Operation, *,
+    model: Callable[[Request, str], str] = name_in_path, when: Callable[[Request], bool] | None = None,
+) -> Route:  # fmt: skip
+    return Route(
+        methods=ANY, path=path, guard=Guard.POLICY, action=_PREDICTION, begin=begin, operation=operation,
+        model=model, when=when,
+    )  # fmt: skip
+
+
+def _management(
+    methods: tuple[str, ...], path: str, action: str, *, begin: Begin | None = None, answer: Handle | None = None,
+    model: Callable[[Request, str], str] = name_in_path, operation: Operation | None = None,
+) -> Route:  # fmt: skip
+    return Route(
+        methods=methods, path=path, guard=Guard.POLICY, action=action, begin=begin, answer=answer, model=model,
+        operation=operation, ports=Ports.MANAGEMENT,
+    )  # fmt: skip
+
+
+def _description(
+    methods: tuple[str, ...], path: str, begin: Begin, operation: Operation | None, ports: Ports = Ports.BOTH
+) -> Route:
+    return Route(
+        methods=methods, path=path, guard=Guard.POLICY, action="polyhost:DescribeServer", begin=begin,
+        operation=operation, ports=ports,
+    )  # fmt: skip
+
+
+def _at_once(result_of: Callable[[Request], Result]) -> Begin:
+    """A handler that waits for nothing."""
+
+    def begin(request: Request, _: str, request_id: str, done: Callable[[Reply], None]) -> None:
+        done(_reply(result_of(request), request_id))
+
+    return begin
+
+
+def _no_method(_: Request, __: str, ___: str, ____: Callable[[Reply], None]) -> None:
+    raise MethodNotAllowed(_NO_METHOD)
+
+
+def _is_not_options(request: Request) -> bool:
+    return request.method != "OPTIONS"
+
+
+def _model_in_query(request: Request, _: str = "") -> str:
+    return parameters_of(request.query).get("model_name", "")
+
+
+def registered_name(request: Request, _: str = "") -> str:
+    """The name that a policy is asked for is the one that the model gets. Raises BadRequest."""
+    name = registration_of(request).name
+    if not name:
+        raise BadRequest("Parameter model_name is required where access is controlled.")
+    return name
+
+
+# Requests
+
+
+def parts_of(path: str) -> list[str]:
+    """A path's parts, unescaped. As with MMS, slashes at the end count for nothing."""
+    parts = (path.rstrip("/") or "/").split("/")[1:]
+    return [unquote(part) for part in parts] if "%" in path else parts
+
+
+def parameters_of(query: str) -> dict[str, str]:
+    """The first value counts where a parameter is given twice, as with MMS."""
+    return dict(reversed(parse_qsl(query)))
+
 
 def registration_of(request: Request) -> Registration:
     """Raises BadRequest."""
-    given: dict[str, Any] = dict(parse_qsl(request.query))
+    given: dict[str, Any] = dict(parameters_of(request.query))
     # In the query it is minutes, in JSON seconds: MMS's own rule.
     timeout_unit_secs = 60
     if request.headers.get("content-type", "").startswith("application/json") and request.body:
@@ -246,19 +399,24 @@ def registration_of(request: Request) -> Registration:
     )
 
 
-def request_ids() -> Iterator[str]:
-    """UUIDs of this process: a random part and a count."""
-    start = os.urandom(10).hex()
-    prefix = f"{start[:8]}-{start[8:12]}-4{start[12:15]}-a{start[15:18]}"
-    return (f"{prefix}-{number:012x}" for number in itertools.count(1))
-
-
 def json_result(document: Any, status: int = 200) -> Result:
     return Result((json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode(), status)
 
 
 def error_result(error: EngineError) -> Result:
+    if isinstance(error, EnvironmentBuilding):
+        return Result(error.body, error.status, (*_JSON, (b"retry-after", b"%d" % error.again_secs)))
     return Result(error.body, error.status)
+
+
+def _result(outcome: Answer | Exception, request_id: str) -> Result:
+    """The answer to a call, or to another route that has failed."""
+    if isinstance(outcome, Answer):
+        return answer_result(outcome)
+    if isinstance(outcome, EngineError):
+        return error_result(outcome)
+    logger.error("request %s failed", request_id, exc_info=outcome)
+    return error_result(EngineError(f"Internal error: the server's log has request {request_id}."))
 
 
 def answer_result(answer: Answer) -> Result:
@@ -266,7 +424,7 @@ def answer_result(answer: Answer) -> Result:
 
 
 def _reply(result: Result, request_id: str) -> Reply:
-    own_headers = b"x-request-id: %b\r\n" % request_id.encode()
+    own_headers = b"%b: %b\r\n" % (ID_FIELD, request_id.encode())
     return Reply(result.body, result.status, result.headers, own_headers, result.status >= 400)
 
 
@@ -287,13 +445,15 @@ def _json_object(body: bytes) -> dict[str, Any]:
         document = json.loads(body)
     except ValueError as error:
         raise BadRequest(f"The body is not JSON: {error}.") from error
+    except RecursionError:
+        raise BadRequest("The body is not JSON that can be read: too many brackets in brackets.") from None
     if not isinstance(document, dict):
         raise BadRequest(f"The body is a JSON {type(document).__name__}: send an object with url and model_name.")
     return document
 
 
 def _number(given: dict[str, Any], name: str, default: int, *, is_strict: bool = False, least: int = 0) -> int:
-    """A whole number; what is none is the default, as MMS takes it, or with `is_strict` BadRequest."""
+    """A whole number. Any other text gives the default, as in MMS; with `is_strict` it raises BadRequest."""
     value = given.get(name, default)
     try:
         number = int(value)
@@ -302,5 +462,5 @@ def _number(given: dict[str, Any], name: str, default: int, *, is_strict: bool =
             raise BadRequest(f"Parameter {name} is not a number: {value!r}.") from None
         return default
     if is_strict and number < least:
-        raise BadRequest(f"Parameter {name} is {number}, at least {least} is due.")
+        raise BadRequest(f"Parameter {name} is {number}: give at least {least}.")
     return number

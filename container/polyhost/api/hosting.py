@@ -1,20 +1,32 @@
-"""The control plane's protocol: AWS's JSON 1.1, one POST for every operation, named in a header."""
+"""
+The control plane's protocol: AWS's JSON 1.1, one POST for every operation, named in a header.
+
+Application Auto Scaling's speaks it too: what it keeps is of the control plane.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from polyhost.api.http import Reply, Request
-from polyhost.endpoint.errors import EndpointError
+from polyhost.api.http import Reply, Request, with_retry_after
 from polyhost.endpoint.hosting import Hosting, HostingError
+from polyhost.endpoint.hosting.outcomes import unknown_operation
+from polyhost.endpoint.hosting.requests import OPERATIONS, SCALING_OPERATIONS
+from polyhost.service_errors import EndpointError
 
 logger = logging.getLogger("polyhost.api")
 
 TARGET_HEADER = "x-amz-target"
-_SERVICE = "SageMaker."
+# Each service's prefix, and its operations. Its name is that of its actions, and what requests are signed for.
+_SERVICES: Mapping[str, tuple[str, Sequence[str]]] = {
+    "SageMaker.": ("sagemaker", OPERATIONS),
+    "AnyScaleFrontendService.": ("application-autoscaling", SCALING_OPERATIONS),
+}
+# CloudWatch Logs, where the SDK looks for what a job has written while it waits for its end.
+_LOGS = "Logs_20140328."
 _JSON = ((b"content-type", b"application/x-amz-json-1.1"),)
 # The largest request of ours, CreateModel with 15 containers and all that they may have, is about as long.
 _MOST_BYTES = 2 * 1024**2
@@ -27,19 +39,28 @@ async def answer(hosting: Hosting, request: Request, request_id: str, authorize:
     `authorize` is called with the action and its resource's ARN; an EndpointError that it raises is the answer.
     """
     try:
-        operation = _operation_of(request)
+        service, operation = _operation_of(request)
         parameters = _parameters_of(request)
         for resource in hosting.resources_of(operation, parameters):
-            authorize(f"sagemaker:{operation}", resource)
+            authorize(f"{service}:{operation}", resource)
         return _reply(await hosting.call(operation, parameters), request_id)
     except HostingError as error:
         return _error(error.code, error.message, error.status, request_id)
     except EndpointError as error:
-        # This protocol has one status for all that is the caller's.
-        return _error(error.type, error.message, 400 if error.status < 500 else error.status, request_id)
+        return refused(error, request_id)
     except Exception:
         logger.exception("request %s failed", request_id)
         return _error("InternalFailure", f"Internal error: the server's log has request {request_id}.", 500, request_id)
+
+
+def is_for(request: Request) -> bool:
+    return TARGET_HEADER in request.headers
+
+
+def refused(error: EndpointError, request_id: str) -> Reply:
+    """The protocol has one status for all that is the caller's."""
+    status = 400 if error.status < 500 else error.status
+    return with_retry_after(_error(error.type, error.message, status, request_id), error)
 
 
 def too_large(request_id: str) -> Reply:
@@ -51,13 +72,22 @@ def _body_too_large() -> HostingError:
     return HostingError("RequestEntityTooLargeException", f"A request has {_MOST_BYTES} bytes at most.", 413)
 
 
-def _operation_of(request: Request) -> str:
+def _operation_of(request: Request) -> tuple[str, str]:
+    """The service and its operation. Raises HostingError."""
     target = request.headers.get(TARGET_HEADER, "")
-    if request.method != "POST" or not target.startswith(_SERVICE):
+    if target.startswith(_LOGS):
+        raise HostingError(
+            "ResourceNotFoundException", "The specified log group does not exist: what jobs say is in the server's log."
+        )
+    prefix, dot, operation = target.partition(".")
+    service, operations = _SERVICES.get(prefix + dot, ("", ()))
+    if request.method != "POST" or not service:
         raise HostingError(
             "UnknownOperationException", f"The control plane takes POST / with {TARGET_HEADER}: SageMaker.OPERATION."
         )
-    return target.removeprefix(_SERVICE)
+    if operation not in operations:
+        raise unknown_operation(operation, operations)
+    return service, operation
 
 
 def _parameters_of(request: Request) -> dict[str, Any]:
@@ -68,7 +98,7 @@ def _parameters_of(request: Request) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise HostingError("SerializationException", f"The body is not JSON: {error}.") from error
     if not isinstance(parameters, dict):
-        raise HostingError("SerializationException", "The body is not a JSON object.")
+        raise HostingError("SerializationException", "The body is not a JSON object: send one, {…}.")
     return parameters
 
 

@@ -1,8 +1,11 @@
-"""The API's description: OpenAPI 3.0.1 with MMS's paths and operation ids."""
+"""The API's description: OpenAPI 3.0.1 with MMS's paths and operation ids. The paths are those of the routes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+from polyhost.api.routes import Operation, Route
 
 _TEXT = {"type": "string"}
 _ERROR = {
@@ -19,8 +22,27 @@ _NAME = {"in": "path", "name": "model_name", "required": True, "schema": _TEXT, 
 _ANY_BODY = {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
 
 
-def api_document() -> dict[str, Any]:
-    predict = {"requestBody": _ANY_BODY, "responses": _responses({"*/*": {"schema": _TEXT}}, 404, 413, 500, 503, 507)}
+# A handler may answer with others.
+_PREDICTION_STATUSES = (400, 404, 413, 415, 500, 503, 507)
+_LOAD_PARAMETERS = (
+    "url", "model_name", "handler", "runtime", "batch_size", "max_batch_delay", "response_timeout", "initial_workers",
+    "synchronous", "preload_model",
+)  # fmt: skip
+# The same parameters: as JSON they come in a body instead of the query.
+_LOAD_BODY = {
+    "content": {
+        "application/json": {"schema": {"type": "object", "properties": {name: {} for name in _LOAD_PARAMETERS}}},
+    },
+}
+
+
+def api_document(routes: Iterable[Route]) -> dict[str, Any]:
+    """Describes the routes that have a description."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        if route.operation is not None:
+            path = route.path.removesuffix("/...")
+            paths.setdefault(path, {})[route.operation.method] = route.operation.description
     return {
         "openapi": "3.0.1",
         "info": {
@@ -28,49 +50,8 @@ def api_document() -> dict[str, Any]:
             "description": "Many models behind one port: load, list, invoke, unload.",
             "version": "1.0.0",
         },
-        "paths": {
-            "/": {"options": _operation("apiDescription", [], _responses(_json({"type": "object"}), 500))},
-            "/{model_name}/predict": {"post": {**_operation("predict", [_NAME], {}), **predict}},
-            "/invocations": {"post": {**_operation("invocations", [_query("model_name")], {}), **predict}},
-            "/ping": {"get": _operation("ping", [], _responses(_json(_STATUS), 500))},
-            "/predictions/{model_name}": {
-                "post": {**_operation("predictions", [_NAME], {}), **predict},
-                "options": _operation("predictionsApi", [_NAME], _responses(_json({"type": "object"}), 404, 500)),
-            },
-            "/models/{model_name}/invoke": {"post": {**_operation("invocations", [_NAME], {}), **predict}},
-            "/api-description": {"get": _operation("apiDescription", [], _responses(_json({"type": "object"}), 500))},
-            "/models": {
-                "get": _operation(
-                    "listModels",
-                    [_query("limit"), _query("next_page_token")],
-                    _responses(_json({"type": "object"}), 500),
-                ),
-                "post": _operation(
-                    "registerModel",
-                    [
-                        _query(name)
-                        for name in (
-                            "model_url", "url", "model_name", "handler", "runtime", "batch_size", "max_batch_delay",
-                            "response_timeout", "initial_workers", "synchronous", "preload_model",
-                        )
-                    ],
-                    _responses(_json(_STATUS), 202, 400, 404, 409, 500, 507),
-                ),
-            },
-            "/models/{model_name}": {
-                "get": _operation("describeModel", [_NAME], _responses(_json({"type": "object"}), 404, 500)),
-                "put": _operation(
-                    "setAutoScale",
-                    [_NAME, _query("min_worker"), _query("max_worker"), _query("number_gpu"), _query("synchronous")],
-                    _responses(_json(_STATUS), 202, 400, 404, 500),
-                ),
-                "delete": _operation("unregisterModel", [_NAME], _responses(_json(_STATUS), 404, 500)),
-            },
-            "/execution-parameters": {
-                "get": _operation("executionParameters", [], _responses(_json({"type": "object"}), 500)),
-            },
-        },
-    }  # fmt: skip
+        "paths": paths,
+    }
 
 
 def model_document(name: str) -> dict[str, Any]:
@@ -93,12 +74,20 @@ def model_document(name: str) -> dict[str, Any]:
 
 _PHRASES = {
     202: "Accepted", 400: "Bad Request", 404: "Not Found", 409: "Conflict", 413: "Request Entity Too Large",
+    415: "Unsupported Media Type",
     500: "Internal Server Error", 503: "Service Unavailable", 507: "Insufficient Storage",
 }  # fmt: skip
 
 
-def _operation(operation_id: str, parameters: list[dict[str, Any]], responses: dict[str, Any]) -> dict[str, Any]:
-    return {"operationId": operation_id, "parameters": parameters, "responses": responses}
+def _operation(
+    method: str, operation_id: str, parameters: list[dict[str, Any]], responses: dict[str, Any], **more: Any
+) -> Operation:
+    return Operation(method, {"operationId": operation_id, "parameters": parameters, "responses": responses, **more})
+
+
+def _predict(operation_id: str, parameter: dict[str, Any]) -> Operation:
+    responses = _responses({"*/*": {"schema": _TEXT}}, *_PREDICTION_STATUSES)
+    return _operation("post", operation_id, [parameter], responses, requestBody=_ANY_BODY)
 
 
 def _responses(content: dict[str, Any], *statuses: int) -> dict[str, Any]:
@@ -112,3 +101,33 @@ def _json(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _query(name: str) -> dict[str, Any]:
     return {"in": "query", "name": name, "required": False, "schema": _TEXT}
+
+
+_OBJECT = _json({"type": "object"})
+
+# MMS's operations, by the routes that carry them out.
+API_DESCRIPTION = _operation("get", "apiDescription", [], _responses(_OBJECT, 500))
+ROOT = API_DESCRIPTION._replace(method="options")
+PREDICT = _predict("predict", _NAME)
+INVOKE_MODEL = _predict("invocations", _NAME)
+INVOCATIONS = _predict("invocations", _query("model_name"))
+PREDICTIONS = _predict("predictions", _NAME)
+MODEL_DESCRIPTION = _operation("options", "predictionsApi", [_NAME], _responses(_OBJECT, 404, 500))
+PING = _operation("get", "ping", [], _responses(_json(_STATUS), 500))
+LIST_MODELS = _operation("get", "listModels", [_query("limit"), _query("next_page_token")], _responses(_OBJECT, 500))
+REGISTER_MODEL = _operation(
+    "post",
+    "registerModel",
+    [_query(name) for name in _LOAD_PARAMETERS],
+    _responses(_json(_STATUS), 202, 400, 404, 409, 413, 500, 507),
+    requestBody=_LOAD_BODY,
+)
+DESCRIBE_MODEL = _operation("get", "describeModel", [_NAME], _responses(_OBJECT, 404, 500))
+SCALE_WORKERS = _operation(
+    "put",
+    "setAutoScale",
+    [_NAME, *(_query(name) for name in ("min_worker", "max_worker", "number_gpu", "synchronous"))],
+    _responses(_json(_STATUS), 202, 400, 404, 500),
+)
+UNREGISTER_MODEL = _operation("delete", "unregisterModel", [_NAME], _responses(_json(_STATUS), 404, 500))
+EXECUTION_PARAMETERS = _operation("get", "executionParameters", [], _responses(_OBJECT, 500))

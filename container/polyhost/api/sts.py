@@ -13,19 +13,17 @@ import secrets
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from urllib.parse import parse_qsl
-from xml.sax.saxutils import escape
 
+from polyhost.api import query
 from polyhost.api.http import Reply, Request
 from polyhost.endpoint.access import Access, Caller, Credentials
-from polyhost.endpoint.errors import BodyTooLarge, EndpointError, ValidationError
+from polyhost.service_errors import EndpointError, ValidationError
 
 logger = logging.getLogger("polyhost.api")
 
 _NAMESPACE = "https://sts.amazonaws.com/doc/2011-06-15/"
 _VERSION = "2011-06-15"
 _VERSION_OF_IAM = b"Version=2010-05-08"
-_HEADERS = ((b"content-type", b"text/xml"),)
 _ACTIONS = ("AssumeRole", "GetCallerIdentity")
 _MOST_FIELDS = 100
 _DEFAULT_DURATION_SECS = "3600"
@@ -37,16 +35,6 @@ _OF_ASSUME_ROLE = frozenset(
 _ROLE_ARN = re.compile(r"arn:aws:iam::([0-9]{12}):role/(?:[\x21-\x7e]{0,510}/)?([A-Za-z0-9_+=,.@-]{1,64})")
 _SESSION = re.compile(r"([0-9]{12})/([A-Za-z0-9_+=,.@-]{1,64})/([A-Za-z0-9_+=,.@-]{1,64})")
 _EVERYBODYS_ROLE, _EVERYBODYS_SESSION = "polyhost", "anybody"
-_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-# The query protocol has names of its own for what is the same.
-_CODES = {
-    "AccessDeniedException": "AccessDenied",
-    "ExpiredTokenException": "ExpiredToken",
-    "IncompleteSignatureException": "IncompleteSignature",
-    "InvalidSignatureException": "SignatureDoesNotMatch",
-    "MissingAuthenticationTokenException": "MissingAuthenticationToken",
-    "UnrecognizedClientException": "InvalidClientTokenId",
-}
 
 
 class InvalidAction(ValidationError):
@@ -66,27 +54,27 @@ class Sts:
     def answer(self, request: Request, request_id: str) -> Reply:
         """Raises nothing."""
         try:
-            status, document = 200, self._result(request, request_id)
+            action, fields = self._result(request)
+            return query.answer_reply(_NAMESPACE, action, fields, request_id)
         except EndpointError as error:
-            status, document = error.status, _error_document(error, request_id)
+            return query.error_reply(_NAMESPACE, error, request_id)
         except Exception:
             logger.exception("request %s failed", request_id)
             internal = EndpointError(f"Internal error: the server's log has request {request_id}.")
-            status, document = internal.status, _error_document(internal, request_id)
-        return _reply(document, status, request_id)
+            return query.error_reply(_NAMESPACE, internal, request_id)
 
-    def too_large(self, limit_bytes: int, request_id: str) -> Reply:
-        error = BodyTooLarge(limit_bytes)
-        return _reply(_error_document(error, request_id), error.status, request_id)
+    def refused(self, error: EndpointError, request_id: str) -> Reply:
+        return query.error_reply(_NAMESPACE, error, request_id)
 
-    def _result(self, request: Request, request_id: str) -> str:
+    def _result(self, request: Request) -> tuple[str, str]:
+        """The action, and what it is answered."""
         # Before the signature, which is for IAM and so would be refused as that of another service.
         if _VERSION_OF_IAM in request.body.split(b"&"):
             raise InvalidAction(
                 "There is no IAM here: roles are in the auth file. polyhost add-role copies one from IAM."
             )
         caller = self._caller(request)
-        form = _form(request.body)
+        form = query.form_of(request.body, _MOST_FIELDS)
         match form.get("Action"):
             case "GetCallerIdentity":
                 fields = self._identity(request, caller)
@@ -96,13 +84,13 @@ class Sts:
                 raise InvalidAction(
                     f"Could not find operation {action} for version {_VERSION}: there are {', '.join(_ACTIONS)}.",
                 )
-        return _document(form["Action"], fields, request_id)
+        return form["Action"], fields
 
     def _caller(self, request: Request) -> Caller | None:
         if self._access is None:
             return None
-        method, path, query, headers, body = request
-        return self._access.authenticate(method, path, query, headers, body, service="sts")
+        method, path, url_query, headers, body, _ = request
+        return self._access.authenticate(method, path, url_query, headers, body, service="sts")
 
     def _identity(self, request: Request, caller: Caller | None) -> str:
         if caller is not None:
@@ -124,21 +112,6 @@ class Sts:
         return _credentials(self._access.assume_role(caller, arn, name, int(duration), form.get("Policy")))
 
 
-def _reply(document: str, status: int, request_id: str) -> Reply:
-    return Reply(document.encode(), status, _HEADERS, b"x-amzn-RequestId: %b\r\n" % request_id.encode())
-
-
-def _form(body: bytes) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MOST_FIELDS)
-    except ValueError:
-        raise ValidationError(f"The body is not a form of at most {_MOST_FIELDS} fields in UTF-8.") from None
-    form = dict(pairs)
-    if len(form) < len(pairs):
-        raise ValidationError("The body names a field twice.")
-    return form
-
-
 def _required(form: Mapping[str, str], name: str) -> str:
     if not form.get(name):
         raise ValidationError(f"The parameter {name} is required.")
@@ -146,7 +119,7 @@ def _required(form: Mapping[str, str], name: str) -> str:
 
 
 def _unchecked(role_arn: str, session_name: str, duration_secs: int) -> Credentials:
-    """Of the right form; nobody looks at them."""
+    """Credentials of the right form, which this server never checks."""
     match = _ROLE_ARN.fullmatch(role_arn)
     if match is None:
         raise ValidationError("RoleArn is not of the form arn:aws:iam::123456789012:role/NAME.")
@@ -192,18 +165,5 @@ def _credentials(credentials: Credentials) -> str:
     return f"<Credentials>{keys}</Credentials><AssumedRoleUser>{user}</AssumedRoleUser>"
 
 
-def _document(action: str, fields: str, request_id: str) -> str:
-    return (
-        f'<{action}Response xmlns="{_NAMESPACE}"><{action}Result>{fields}</{action}Result>'
-        f"<ResponseMetadata>{_xml(RequestId=request_id)}</ResponseMetadata></{action}Response>\n"
-    )
-
-
-def _error_document(error: EndpointError, request_id: str) -> str:
-    who = "Receiver" if error.status >= 500 else "Sender"
-    fields = _xml(Type=who, Code=_CODES.get(error.type, error.type), Message=error.message)
-    return f'<ErrorResponse xmlns="{_NAMESPACE}"><Error>{fields}</Error>{_xml(RequestId=request_id)}</ErrorResponse>\n'
-
-
 def _xml(**texts: str) -> str:
-    return "".join(f"<{name}>{escape(_NOT_IN_XML.sub('?', text))}</{name}>" for name, text in texts.items())
+    return query.elements(texts)

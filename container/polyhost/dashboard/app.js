@@ -83,7 +83,7 @@ function show(next) {
   showRoom($("memory"), next.memory, "resident");
   showRoom($("disk"), next.disk, "unpacked");
   showEvents(next);
-  if (ticks++ % TABLE_EVERY === 0) table.refresh();
+  if (ticks++ % TABLE_EVERY === 0) table.look();
 }
 
 /** The server is another one: what was seen of the one before is over. */
@@ -100,7 +100,7 @@ function fill(element, text) {
 
 function showServer({ server, user }) {
   fill($("uptime"), `Up ${duration(server.now_secs - server.started_secs)}`);
-  fill($("version"), `Polyhost ${server.version}`);
+  fill($("version"), `Polyhost ${server.version} on ${server.name}`);
   fill($("user"), user ?? "");
   $("log-out").hidden = user === null;
 }
@@ -164,6 +164,7 @@ function reader(id, words) {
   return (step) => {
     pointed[id] = step ? `${duration(step.agoSecs)} ago: ${words(step)}` : undefined;
     note(id, notes[id] ?? "");
+    return pointed[id] ?? "now";
   };
 }
 

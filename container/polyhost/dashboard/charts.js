@@ -38,7 +38,7 @@ function logarithmic(values) {
 export class Chart {
   /**
    * `series`: functions of a step, each a number or null; `mark` writes a number of the scale.
-   * `pointed` is called with the step under the pointer, null when it leaves.
+   * `pointed` is called with the step under the pointer or chosen by keys, null for none; it returns it in words.
    */
   constructor(svg, { series, mark, isLogarithmic = false, least = 1, isArea = false, pointed }) {
     Object.assign(this, { svg, series, mark, isLogarithmic, least, isArea, pointed });
@@ -46,13 +46,28 @@ export class Chart {
     this.at = null;
     svg.addEventListener("pointermove", (event) => this.point(event.offsetX));
     svg.addEventListener("pointerleave", () => this.point(null));
+    svg.addEventListener("keydown", (event) => this.#step(event));
+    svg.addEventListener("blur", () => this.#show(null));
     new ResizeObserver(() => this.draw(this.steps)).observe(svg);
   }
 
   point(x) {
-    const index = x === null ? null : Math.round((x / (this.svg.clientWidth - GUTTER)) * (this.steps.length - 1));
+    this.#show(x === null ? null : Math.round((x / (this.svg.clientWidth - GUTTER)) * (this.steps.length - 1)));
+  }
+
+  #show(index) {
     this.at = index === null ? null : Math.max(0, Math.min(this.steps.length - 1, index));
     this.draw(this.steps);
+  }
+
+  /** As a slider: arrows go from one step to the next, beginning with the newest. */
+  #step(event) {
+    const newest = this.steps.length - 1;
+    const at = this.at ?? newest + 1;
+    const next = { ArrowLeft: at - 1, ArrowDown: at - 1, ArrowRight: at + 1, ArrowUp: at + 1, Home: 0, End: newest, Escape: null }[event.key];
+    if (next === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    this.#show(next);
   }
 
   draw(steps) {
@@ -71,7 +86,10 @@ export class Chart {
       ...columns.flatMap((column, index) => this.#line(column, index, x, y, height)),
       ...this.#pointer(columns, x, y, height),
     );
-    this.pointed?.(this.at === null ? null : steps[this.at]);
+    const words = this.pointed(this.at === null ? null : steps[this.at]);
+    this.svg.setAttribute("aria-valuemax", steps.length - 1);
+    this.svg.setAttribute("aria-valuenow", this.at ?? steps.length - 1);
+    this.svg.setAttribute("aria-valuetext", words);
   }
 
   #grid(all, width, height, y) {

@@ -47,3 +47,8 @@ export function ago(secs) {
 }
 
 export const clock = (secs) => new Date(secs * 1000).toLocaleTimeString("en-GB");
+
+/** For a shell: nothing in it means anything. */
+export function quoted(text) {
+  return `'${text.replaceAll("'", "'\\''")}'`;
+}

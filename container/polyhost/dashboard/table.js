@@ -1,7 +1,7 @@
 // The table of models: the server searches, sorts and pages; here is one page of it, kept up to date in place.
 
 import { get, post } from "./api.js";
-import { ago, bytes, clock, count, ms } from "./format.js";
+import { ago, bytes, clock, count, ms, quoted } from "./format.js";
 import { toast } from "./toasts.js";
 
 const ROWS = 50;
@@ -15,9 +15,27 @@ function fill(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** What stands in the table's place: a sentence, and perhaps what to do with a command. */
+function hint(sentence, todo = "", command = "") {
+  const paragraphs = [[sentence], [todo, command]].filter(([text]) => text).map(([text, code]) => {
+    const paragraph = document.createElement("p");
+    paragraph.append(text);
+    if (code) paragraph.append(" ", Object.assign(document.createElement("code"), { textContent: code }));
+    return paragraph;
+  });
+  const words = (elements) => [...elements].map((element) => element.textContent).join("\n");
+  if (words($("no-models").children) !== words(paragraphs)) $("no-models").replaceChildren(...paragraphs);
+}
+
+function hintAtFirstModel(source) {
+  const copy = source.startsWith("s3://") ? "aws s3 cp" : "cp";
+  hint("There are no models yet.", "Pack one as model.tar.gz and copy it here, then press “List again”:", `${copy} model.tar.gz ${quoted(source)}`);
+}
+
 export class Table {
   #query = { search: "", status: "", sort: "status", is_descending: false };
   #offset = 0;
+  #nextAfter = "";
   #total = 0;
   #order = 0;
   #container = null;
@@ -42,6 +60,11 @@ export class Table {
     for (const element of document.querySelectorAll(".store-name")) fill(element, `In the ${store}`);
     if (!container) this.#showNone();
     this.place = { memory: "In memory", disk: "On disk", store: `In the ${store}` };
+  }
+
+  /** Time for another look. What was asked before is waited for: a slow server must get to its answer. */
+  look() {
+    if (!this.#asking) this.refresh();
   }
 
   /** Asks the server; what was asked before and not answered yet is of no use any more. */
@@ -79,7 +102,7 @@ export class Table {
   #showNone() {
     this.#showRows([]);
     $("no-models").hidden = false;
-    fill($("no-models"), "There is no endpoint yet.");
+    hint("There is no endpoint yet.", "Make one by boto3's create_endpoint, or start the server with", "polyhost serve FOLDER");
   }
 
   #showRows(rows) {
@@ -169,7 +192,9 @@ export class Table {
     const none = $("no-models");
     none.hidden = page.total > 0;
     const isFiltered = this.#query.search || this.#query.status;
-    fill(none, isFiltered ? "No model is like that." : page.is_listing ? "Looking …" : "There are no models yet.");
+    if (isFiltered) hint("No model is like that.");
+    else if (page.is_listing) hint("Looking …");
+    else if (!page.total) hintAtFirstModel(this.#container.source);
   }
 
   #showListing(page) {
@@ -179,6 +204,11 @@ export class Table {
     fill(again, isListing ? "Listing …" : "List again");
     again.hidden = !this.#container.is_multi_model;
     again.title = page.listed_secs === null ? "" : `Listed at ${clock(page.listed_secs)}`;
+    // Of a large bucket a part is listed at a time.
+    const on = $("list-on");
+    this.#nextAfter = page.next_after;
+    on.hidden = !page.next_after || isListing;
+    on.title = page.next_after ? `The archives behind ${page.next_after}` : "";
     for (const head of document.querySelectorAll("th[data-sort]")) {
       const isSorted = head.dataset.sort === this.#query.sort;
       const order = this.#query.is_descending ? "descending" : "ascending";
@@ -202,7 +232,8 @@ export class Table {
     }
     $("previous").addEventListener("click", () => this.#go(Math.max(0, this.#offset - ROWS)));
     $("next").addEventListener("click", () => this.#go(this.#offset + ROWS));
-    $("list-again").addEventListener("click", () => this.#listAgain());
+    $("list-again").addEventListener("click", () => this.#listBehind(""));
+    $("list-on").addEventListener("click", () => this.#listBehind(this.#nextAfter));
     document.addEventListener("keydown", (event) => {
       const isTyping = event.target.closest?.("input, textarea, select, dialog");
       if (event.key !== "/" || isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -275,10 +306,10 @@ export class Table {
     return this.#do(name, element, words, "/dashboard/pin", { target: name, is_pinned }, is_pinned ? "Pinned" : "Unpinned");
   }
 
-  async #listAgain() {
+  async #listBehind(after) {
     fill($("list-again"), "Listing …");
     try {
-      await post("/dashboard/refresh", { container: this.#container.id });
+      await post("/dashboard/refresh", { container: this.#container.id, after });
     } catch (error) {
       toast(error.message, { isError: true });
       this.failed(error);

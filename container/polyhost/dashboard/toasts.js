@@ -3,6 +3,10 @@
 const SECS = 4;
 const ERROR_SECS = 12;
 
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") document.getElementById("toasts").replaceChildren();
+});
+
 export function toast(text, { note = "", isError = false } = {}) {
   const element = document.createElement("div");
   element.className = "toast";

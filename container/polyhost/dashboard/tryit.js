@@ -1,7 +1,7 @@
 // "Try it": a request to a model, its answer as clients get it, and the same request as code.
 
 import { post } from "./api.js";
-import { bytes, ms } from "./format.js";
+import { bytes, ms, quoted } from "./format.js";
 
 const CHUNK = 0x8000;
 const SHOWN_CHARACTERS = 100_000;
@@ -174,9 +174,4 @@ function worded(name, text) {
   const element = document.createElement(name);
   element.textContent = text;
   return element;
-}
-
-/** For a shell: nothing in it means anything. */
-function quoted(text) {
-  return `'${text.replaceAll("'", "'\\''")}'`;
 }

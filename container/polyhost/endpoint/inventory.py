@@ -21,11 +21,13 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from polyhost.endpoint.artifacts import Artifacts, Listed
-from polyhost.endpoint.cache import Model, Shelf
-from polyhost.endpoint.errors import EndpointError
+from polyhost.artifacts import Artifacts, Listed, Listing
+from polyhost.endpoint.events import ModelLeaving, ModelLoaded, Publisher
 from polyhost.endpoint.measures import Measures
 from polyhost.endpoint.measures.tallies import ModelTally
+from polyhost.endpoint.shelf import Model, Shelf
+from polyhost.service_errors import EndpointError
+from polyhost.tasks import SingleFlight, SingleFlights
 
 Status = Literal["memory", "disk", "store"]
 Sort = Literal["status", "name", "size", "requests", "hits", "errors", "last_used"]
@@ -39,7 +41,7 @@ _FRESH_SECS = 2.0
 _NAMES_SECS = 10.0
 _PLACE_BITS = 24
 _PLACE_MASK = (1 << _PLACE_BITS) - 1
-# What finding orders may take of the time: one part in so many.
+# Finding orders may take a twentieth of the time.
 _SHARE = 20
 _CHANGES_WITH_REQUESTS = frozenset(("requests", "hits", "errors", "last_used"))
 
@@ -90,6 +92,9 @@ class Page(msgspec.Struct, frozen=True):
     """
     `total` and `counts` are of what was searched for; `listed_secs`: when the bucket was last listed, since 1970.
 
+    Of a large bucket a part is listed, by name: what comes behind `listed_after`. `next_after`: where the next part
+    begins, "" where there is none.
+
     `order` is the number of the order that the rows are in.
     """
 
@@ -98,6 +103,8 @@ class Page(msgspec.Struct, frozen=True):
     total: int
     counts: Mapping[Status, int]
     listed_secs: float | None
+    listed_after: str
+    next_after: str
     is_listing: bool
     problem: str
 
@@ -120,32 +127,28 @@ class _Order:
 
 @dataclass
 class _Known:
-    """Of one shelf: all names there are, sorted, and the orders that were asked for."""
+    """What is known of one shelf: all names, sorted, and the orders that were asked for."""
 
     names: list[str] = field(default_factory=list)
-    # Those that no listing has.
+    # Names that no listing has.
     others: set[str] = field(default_factory=set)
     names_of: float | None = None
     names_at: float = -math.inf
     # By what was asked, least recently asked first; and the last ones by number.
     orders: OrderedDict[object, _Order] = field(default_factory=OrderedDict)
     numbered: OrderedDict[int, _Order] = field(default_factory=OrderedDict)
-    finding: dict[object, asyncio.Task[_Order]] = field(default_factory=dict)
-    listing: asyncio.Task[None] | None = None
+    finding: SingleFlights[object, _Order] = field(default_factory=SingleFlights)
+    listing: SingleFlight[None] = field(default_factory=SingleFlight)
     listing_began: float = -math.inf
+    # How often a model has come into memory or left it.
+    changes: int = 0
     problem: str = ""
-
-    @property
-    def is_listing(self) -> bool:
-        return self.listing is not None and not self.listing.done()
 
 
 class Inventory:
-    def __init__(self, artifacts: Artifacts, measures: Measures, *, refresh_secs: float) -> None:
-        """`refresh_secs`: the age at which a listing that somebody looks at is asked for again; 0 for never."""
+    def __init__(self, artifacts: Artifacts, measures: Measures) -> None:
         self._artifacts = artifacts
         self._measures = measures
-        self._refresh_secs = refresh_secs
         self._known: WeakKeyDictionary[Shelf, _Known] = WeakKeyDictionary()
         self._numbers = itertools.count(1)
 
@@ -154,7 +157,7 @@ class Inventory:
         known = self._known_of(place.shelf)
         listed = self._listed(place.shelf)
         if self._is_due(place.shelf, known):
-            self._begin_to_list(place.shelf, known)
+            known.listing.begin(lambda: self._begin_to_list(place.shelf, known))
         order = known.numbered.get(held) or await self._order(place, known, query)
         archives = listed[0] if listed else {}
         tallies = self._measures.models(place.endpoint, place.variant)
@@ -164,9 +167,19 @@ class Inventory:
             total=len(order.names),
             counts=order.counts,
             listed_secs=time.time() - (time.monotonic() - listed[1]) if listed else None,
-            is_listing=known.is_listing,
+            listed_after=listed.after if listed else "",
+            next_after=max(archives, default="") if listed and listed.has_more else "",
+            is_listing=known.listing.is_under_way,
             problem=known.problem,
         )
+
+    def subscribe_to(self, events: Publisher) -> None:
+        """An order by what is in memory may not hold any more after these."""
+        events.subscribe((ModelLoaded,), self._has_moved)
+        events.subscribe((ModelLeaving,), self._has_moved)
+
+    def _has_moved(self, event: ModelLoaded | ModelLeaving) -> None:
+        self._known_of(event.shelf).changes += 1
 
     def has_changed(self, shelf: Shelf) -> None:
         """Somebody has loaded or unloaded a model and wants to see it."""
@@ -174,39 +187,38 @@ class Inventory:
         known.orders.clear()
         known.names_at = -math.inf
 
-    async def list_now(self, shelf: Shelf) -> None:
-        """Ask the bucket or folder; what goes wrong is the next page's `problem`."""
+    async def list_now(self, shelf: Shelf, after: str = "") -> None:
+        """Ask the bucket or folder for what comes behind `after`; what goes wrong is the next page's `problem`."""
         if not shelf.container.is_multi_model:
             return
         known = self._known_of(shelf)
-        if not known.is_listing:
-            self._begin_to_list(shelf, known)
-        assert known.listing is not None
-        await asyncio.shield(known.listing)
+        await known.listing.join(lambda: self._begin_to_list(shelf, known, after))
 
     # Listings
 
     def _known_of(self, shelf: Shelf) -> _Known:
         return self._known.setdefault(shelf, _Known())
 
-    def _listed(self, shelf: Shelf) -> tuple[Mapping[str, Listed], float] | None:
+    def _listed(self, shelf: Shelf) -> Listing | None:
         return self._artifacts.last_listing(shelf.source) if shelf.container.is_multi_model else None
 
     def _is_due(self, shelf: Shelf, known: _Known) -> bool:
-        """A bucket that has just refused is not asked again at once."""
-        now = time.monotonic()
-        if not shelf.container.is_multi_model or known.is_listing or now - known.listing_began < _FRESH_SECS:
+        """
+        A source is listed when somebody looks at its models for the first time, and then when somebody asks for it.
+
+        A bucket that has just refused is not asked again at once.
+        """
+        if not shelf.container.is_multi_model or self._listed(shelf) is not None or known.listing.is_under_way:
             return False
-        listed = self._listed(shelf)
-        return listed is None or 0 < self._refresh_secs < now - listed[1]
+        return time.monotonic() - known.listing_began >= _FRESH_SECS
 
-    def _begin_to_list(self, shelf: Shelf, known: _Known) -> None:
+    def _begin_to_list(self, shelf: Shelf, known: _Known, after: str = "") -> asyncio.Task[None]:
         known.listing_began = time.monotonic()
-        known.listing = asyncio.get_running_loop().create_task(self._list(shelf, known))
+        return asyncio.get_running_loop().create_task(self._list(shelf, known, after))
 
-    async def _list(self, shelf: Shelf, known: _Known) -> None:
+    async def _list(self, shelf: Shelf, known: _Known, after: str) -> None:
         try:
-            await self._artifacts.list(shelf.source)
+            await self._artifacts.list(shelf.source, after)
         except EndpointError as error:
             known.problem = error.message
         else:
@@ -222,11 +234,10 @@ class Inventory:
         if order is not None and order.is_good(state):
             known.orders.move_to_end(asked)
             return order
-        if asked not in known.finding:
-            task = asyncio.get_running_loop().create_task(self._find(place, known, query, state))
-            known.finding[asked] = task
-            task.add_done_callback(lambda _: known.finding.pop(asked))
-        order = known.orders[asked] = await asyncio.shield(known.finding[asked])
+        order = known.orders[asked] = await known.finding.join(
+            asked,
+            lambda: asyncio.get_running_loop().create_task(self._find(place, known, query, state)),
+        )
         known.numbered[order.number] = order
         for kept in (known.orders, known.numbered):
             while len(kept) > _ORDERS_KEPT:
@@ -238,7 +249,7 @@ class Inventory:
         listed = self._listed(shelf)
         requests = self._measures.invocations_ever if query.sort in _CHANGES_WITH_REQUESTS else None
         on_disk = len(self._artifacts.on_disk())
-        return listed and listed[1], self._measures.events_ever, on_disk, len(shelf.models), requests
+        return listed and listed[1], self._known_of(shelf).changes, on_disk, len(shelf.models), requests
 
     async def _find(self, place: Place, known: _Known, query: Query, state: object) -> _Order:
         began = time.perf_counter()
@@ -320,7 +331,7 @@ class Inventory:
 
         def status_of(name: str) -> Status:
             model = models.get(name)
-            if model is not None and (model.loaded or model.loading):
+            if model is not None and (model.loaded or model.loading.is_under_way):
                 return "memory"
             return "disk" if (source, name) in on_disk else "store"
 
@@ -335,7 +346,7 @@ class Inventory:
         return Row(
             name=name,
             status=self._status_of(shelf)(name),
-            is_loading=model.loading is not None,
+            is_loading=model.loading.is_under_way,
             is_pinned=model.is_pinned,
             users=model.loaded.users if model.loaded else 0,
             size_bytes=size_bytes,

@@ -1,1 +1,1 @@
-"""What runs the models: the real Multi Model Server (mms)."""
+"""What runs the models: our own engine (native), or the real Multi Model Server (mms)."""

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-from polyhost_handlers.artifacts import HANDLER_ENVIRONMENT
-from yarl import URL
+from polyhost_handlers.script_trial import Fault
+from polyhost_handlers.signature import Signature
 
 from polyhost.engine.errors import (
     BadRequest,
@@ -32,45 +30,45 @@ from polyhost.engine.errors import (
     EngineError,
     ModelNotFound,
     OutOfMemory,
-    PredictionFailed,
     Unavailable,
 )
-from polyhost.engine.handlers import handler_spec
-from polyhost.engine.mms_handlers import usual_case
+from polyhost.engine.loads import loaded, log_failed_load
+from polyhost.engine.mms_client import MmsAnswer, MmsClient, handlers_headers, mms_error
 from polyhost.engine.mms_process import HOST, MmsProcess
-from polyhost.engine.mms_service import IS_ANSWER, REQUEST_ID, failure_file, name_file
-from polyhost.engine.protocol import Answer, Item, Registration
+from polyhost.engine.mms_service import IS_ANSWER, environment_file, failure_file, name_file
+from polyhost.engine.protocol import PROCESSING, Answer, Item, Registration, Stream, WhenDone, report
 from polyhost.engine.source import Inspector, Source
-from polyhost.limits import is_multi_model
-from polyhost.memory import DEFAULT_SHARE, measure_session, memory_limit_bytes
+from polyhost.engine.start import handlers_environ, inspector_of
+from polyhost.memory import default_budget_bytes, measure_session
 from polyhost.plan import Plan
+from polyhost.tasks import SingleFlight, Tasks
 
 logger = logging.getLogger("polyhost.engine")
 
-# What HTTP says of one hop and not of the request.
-_NOT_PASSED_ON = frozenset(
-    ("connection", "content-length", "expect", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"),
-)
-# What MMS puts around every answer, a handler's too.
-_NOT_A_HANDLERS = frozenset(
-    (b"x-request-id", b"pragma", b"cache-control", b"expires", b"content-length", b"connection", IS_ANSWER.encode()),
-)
-_JSON = {"Content-Type": "application/json"}
 _WORKER_DIED = "Worker died."
 
 
 @dataclass(eq=False)
-class Model:
-    """`inner_name`: what MMS calls it. `loading`: while it is being loaded."""
+class MmsModel:
+    """`inner_name`: what MMS calls it."""
 
     name: str
     inner_name: str
     source: Source
     registration: Registration
     timeout_secs: int
-    predictions: str
     workers: int = 0
-    loading: asyncio.Task[None] | None = None
+    loading: SingleFlight[None] = field(default_factory=SingleFlight)
+
+    @property
+    def inner_timeout_secs(self) -> int:
+        """MMS has one limit for loads and calls: the longer one. A shorter one of calls is ours to keep."""
+        return max(self.timeout_secs, round(self.registration.load_timeout_secs or 0))
+
+    @property
+    def own_timeout_secs(self) -> int | None:
+        """The limit of a call that MMS does not keep; None where MMS keeps it."""
+        return self.timeout_secs if self.timeout_secs < self.inner_timeout_secs else None
 
 
 class MmsEngine:
@@ -87,31 +85,19 @@ class MmsEngine:
         self._inspector = inspector
         self._workers_per_model = workers_per_model
         self._timeout_secs = response_timeout_secs
-        self.budget_bytes = int(memory_limit_bytes() * DEFAULT_SHARE) if budget_bytes is None else budget_bytes
-        self._address = f"http://{HOST}:{process.port}"
-        self._models: dict[str, Model] = {}
+        self.budget_bytes = default_budget_bytes() if budget_bytes is None else budget_bytes
+        self._client = MmsClient(f"http://{HOST}:{process.port}")
+        self._models: dict[str, MmsModel] = {}
         self._numbers = itertools.count(1)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     # Start and stop
 
     async def start(self) -> None:
         """Raises MissingDependency, StartFailed."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-        )
-        await self._process.start(self._answers)
-        self._keep(asyncio.create_task(self._watch()))
-
-    async def _answers(self) -> bool:
-        with contextlib.suppress(EngineError):
-            await self._ask("GET", "/ping")
-            return True
-        return False
+        await self._client.open()
+        await self._process.start(self._client.answers)
+        self._tasks.start(self._watch())
 
     async def _watch(self) -> None:
         await self._process.wait()
@@ -120,10 +106,9 @@ class MmsEngine:
         self.on_end()
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._session.close()
+        await self._tasks.stop()
+        await self._inspector.stop()
+        await self._client.close()
         await self._process.stop()
 
     # The verbs
@@ -133,36 +118,35 @@ class MmsEngine:
         try:
             model = await self._new_model(registration)
         except EngineError as error:
-            _log_failed_load(registration.name, error)
+            log_failed_load(registration, error)
             raise
         workers = registration.initial_workers
         if workers is None:
             workers = self._workers_per_model
-        model.loading = self._keep(asyncio.create_task(self._load(model, workers)))
+        loading = model.loading.begin(
+            lambda: self._tasks.start(self._load(model, workers), expected=(EngineError,)),
+        )
         if workers and not registration.is_synchronous:
-            return "Processing worker updates..."
-        await asyncio.shield(model.loading)
+            return PROCESSING
+        await loaded(loading, model.name)
         return "Workers scaled" if workers else f'Model "{model.name}" registered'
 
-    async def _new_model(self, registration: Registration) -> Model:
-        source = await asyncio.to_thread(
-            self._inspector.inspect, registration.url, registration.handler, registration.environ
+    async def _new_model(self, registration: Registration) -> MmsModel:
+        source = await self._inspector.inspect(
+            registration.url, registration.handler, registration.environ, registration.image
         )
-        name = (
-            registration.name or source.manifest_name or registration.url.rstrip("/").rpartition("/")[2].split(".")[0]
-        )
+        name = source.model_name(registration)
         if name in self._models:
             await asyncio.to_thread(self._inspector.discard, source)
             raise Conflict(f"Model {name} is already registered.")
         inner_name = f"m{next(self._numbers)}"
         # MMS counts in whole seconds.
         timeout_secs = max(1, round(registration.response_timeout_secs or self._timeout_secs))
-        predictions = f"{self._address}/models/{inner_name}/invoke"
-        model = Model(name, inner_name, source, registration, timeout_secs, predictions)
+        model = MmsModel(name, inner_name, source, registration, timeout_secs)
         self._models[name] = model
         return model
 
-    async def _load(self, model: Model, workers: int) -> None:
+    async def _load(self, model: MmsModel, workers: int) -> None:
         try:
             await self._register(model)
             if workers:
@@ -171,50 +155,49 @@ class MmsEngine:
         except Exception as error:
             self._forget(model)
             if isinstance(error, EngineError):
-                _log_failed_load(model.name, error)
+                log_failed_load(model.registration, error)
             await self._remove(model)
             raise
-        finally:
-            model.loading = None
 
-    async def _register(self, model: Model) -> None:
+    async def _register(self, model: MmsModel) -> None:
         """Make the model known to MMS, without a worker: only so is it certain what MMS keeps after a failed load."""
         logger.info("model %s: to Multi Model Server it is %s", model.name, model.inner_name)
         name_file(self._process.book, model.inner_name).write_bytes(model.name.encode("utf-8", "surrogatepass"))
-        asked = model.registration
+        environment_file(self._process.book, model.inner_name).write_text(model.source.environment)
+        registration = model.registration
         document = {
             "model_name": model.inner_name,
             "url": str(model.source.path),
             "handler": model.source.handler,
             "runtime": "python",
-            "batch_size": asked.batch_size,
-            "max_batch_delay": asked.max_batch_delay_ms,
+            "batch_size": registration.batch_size,
+            "max_batch_delay": registration.max_batch_delay_ms,
             "initial_workers": 0,
             "synchronous": True,
-            "response_timeout": model.timeout_secs,
-            "preload_model": str(asked.preload_model).lower(),
+            "response_timeout": model.inner_timeout_secs,
+            "preload_model": str(registration.preload_model).lower(),
         }
         await self._bring_up(model, "POST", "/models", document)
         self._require_wanted(model)
 
-    async def _scale(self, model: Model, minimum: int, maximum: int) -> None:
+    async def _scale(self, model: MmsModel, minimum: int, maximum: int) -> None:
         query = f"min_worker={minimum}&max_worker={maximum}&synchronous=true"
         await self._bring_up(model, "PUT", f"/models/{model.inner_name}?{query}")
         model.workers = minimum
 
-    async def _bring_up(self, model: Model, method: str, target: str, document: Any = None) -> None:
+    async def _bring_up(self, model: MmsModel, method: str, target: str, document: Any = None) -> None:
         """A call after which MMS may start processes. Raises EngineError with the handler's reason."""
         failure = failure_file(self._process.book, model.inner_name)
         failure.unlink(missing_ok=True)
         started = time.monotonic()
         try:
-            await self._ask(method, target, document)
+            await self._client.ask(method, target, document)
         except ModelNotFound:
             raise
         except EngineError as error:
             raise _load_error(model, failure, error, time.monotonic() - started) from error
 
-    def _require_wanted(self, model: Model) -> None:
+    def _require_wanted(self, model: MmsModel) -> None:
         if self._models.get(model.name) is not model:
             raise ModelNotFound(f"Model not found: {model.name}")
 
@@ -222,22 +205,18 @@ class MmsEngine:
         """Returns when the memory has been given back."""
         model = self._get(name)
         self._forget(model)
-        if (loading := model.loading) is not None:
-            await self._unregister(model)
-            await asyncio.wait([loading])
+        if model.loading.is_under_way:
+            await self._client.unregister(model.inner_name)
+            await model.loading.ended()
         await self._remove(model)
 
-    async def _remove(self, model: Model) -> None:
+    async def _remove(self, model: MmsModel) -> None:
         """Take a model out of MMS, and wait until its processes are gone."""
-        await self._unregister(model)
+        await self._client.unregister(model.inner_name)
         await asyncio.to_thread(self._process.end_workers, model.inner_name)
-        for file in (name_file, failure_file):
+        for file in (name_file, environment_file, failure_file):
             file(self._process.book, model.inner_name).unlink(missing_ok=True)
         await asyncio.to_thread(self._inspector.discard, model.source)
-
-    async def _unregister(self, model: Model) -> None:
-        with contextlib.suppress(ModelNotFound):
-            await self._ask("DELETE", f"/models/{model.inner_name}")
 
     async def scale(self, name: str, minimum: int, maximum: int | None, is_synchronous: bool) -> str:
         """After an error the model has the workers that it had."""
@@ -245,15 +224,14 @@ class MmsEngine:
         maximum = minimum if maximum is None else maximum
         if maximum < minimum:
             raise BadRequest("max_worker cannot be less than min_worker.")
-        scaling = self._keep(asyncio.create_task(self._scale_back_if_in_vain(model, minimum, maximum)))
+        scaling = self._tasks.start(self._scale_back_if_in_vain(model, minimum, maximum), expected=(EngineError,))
         if not is_synchronous:
-            return "Processing worker updates..."
-        await asyncio.shield(scaling)
+            return PROCESSING
+        await loaded(scaling, model.name)
         return "Workers scaled"
 
-    async def _scale_back_if_in_vain(self, model: Model, minimum: int, maximum: int) -> None:
-        if model.loading is not None:
-            await asyncio.shield(model.loading)
+    async def _scale_back_if_in_vain(self, model: MmsModel, minimum: int, maximum: int) -> None:
+        await _loaded(model)
         before = model.workers
         try:
             await self._scale(model, minimum, maximum)
@@ -263,27 +241,21 @@ class MmsEngine:
                 await self._scale(model, before, before)
             raise
 
-    def invoke_soon(self, *_: Any) -> bool:
-        return False
+    def invoke(self, name: str, item: Item, done: WhenDone, stream: Stream | None = None) -> None:  # noqa: ARG002
+        """MMS answers in one piece."""
+        self._tasks.start(report(self._answer(name, item), done))
 
-    async def invoke(self, name: str, item: Item) -> Answer:
+    async def _answer(self, name: str, item: Item) -> Answer:
         model = self._get(name)
-        if model.loading is not None:
-            await asyncio.shield(model.loading)
-        url = f"{model.predictions}?{_fields_of(item.query)}" if item.query else model.predictions
-        headers = {
-            _usual_case(key): _as_utf8(value) for key, value in item.headers.items() if key not in _NOT_PASSED_ON
-        }
-        headers[REQUEST_ID] = item.request_id
+        await _loaded(model)
         started = time.monotonic()
         try:
-            async with self._session.post(URL(url, encoded=True), data=item.body, headers=headers) as response:
-                body = await response.read()
-        except aiohttp.ClientError as error:
-            raise _unreachable(error) from error
-        if IS_ANSWER not in response.headers:
-            raise _prediction_error(model, response.status, body, time.monotonic() - started)
-        return Answer(response.status, _handlers_headers(response), body)
+            answer = await self._client.predict(model.inner_name, item, total_secs=model.own_timeout_secs)
+        except asyncio.TimeoutError as error:
+            raise EngineError(f"Model {model.name} did not answer within {model.timeout_secs} s.") from error
+        if IS_ANSWER not in answer.headers:
+            raise _prediction_error(model, answer, time.monotonic() - started)
+        return Answer(answer.status, handlers_headers(answer), answer.body)
 
     def names(self) -> list[str]:
         return sorted(self._models)
@@ -297,6 +269,9 @@ class MmsEngine:
     async def prepare(self, environ: tuple[tuple[str, str], ...]) -> None:
         pass  # MMS starts a worker when it loads, with the variables that the server was started with
 
+    async def try_script(self, registration: Registration) -> Fault | None:  # noqa: ARG002 - another engine's
+        return None  # no container definition has code of its own
+
     async def forget(self, environ: tuple[tuple[str, str], ...]) -> None:
         pass
 
@@ -304,74 +279,49 @@ class MmsEngine:
         """As MMS describes a model, under the client's name and url."""
         model = self._get(name)
         try:
-            described = await self._ask("GET", f"/models/{model.inner_name}")
+            described = await self._client.ask("GET", f"/models/{model.inner_name}")
         except ModelNotFound as error:
-            if model.loading is None:
+            if not model.loading.is_under_way:
                 raise ModelNotFound(f"Model not found: {name}") from error
             described = _described_before_mms_does(model)
         return {**described, "modelName": name, "modelUrl": model.registration.url}
 
-    # Asking MMS
-
-    async def _ask(self, method: str, target: str, document: Any = None) -> dict[str, Any]:
-        """What MMS answers. Raises EngineError in MMS's words."""
-        try:
-            url = URL(self._address + target, encoded=True)
-            async with self._session.request(method, url, data=json.dumps(document), headers=_JSON) as response:
-                body = await response.read()
-        except aiohttp.ClientError as error:
-            raise _unreachable(error) from error
-        if response.status >= 400:
-            raise _mms_error(response.status, body)
-        answer: dict[str, Any] = json.loads(body)
-        return answer
+    async def signature(self, name: str) -> Signature:
+        """MMS has no way to ask."""
+        self._get(name)
+        return Signature()
 
     # Small things
 
-    def _get(self, name: str) -> Model:
+    def _get(self, name: str) -> MmsModel:
         if name not in self._models:
             raise ModelNotFound(f"Model not found: {name}")
         return self._models[name]
 
-    def _forget(self, model: Model) -> None:
+    def _forget(self, model: MmsModel) -> None:
         if self._models.get(model.name) is model:
             del self._models[model.name]
-
-    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
-        """Tasks are held weakly by asyncio, and what goes wrong in them is told to those who wait: here, the log."""
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) and not isinstance(error, EngineError):
-            logger.error("unexpected", exc_info=error)
 
 
 def mms_engine(plan: Plan, run: Path) -> MmsEngine:
     """`run`: a folder of this run's own, with a short path."""
-    config, environ, limits = plan.config, plan.environ, plan.limits
-    told = {**environ, "SAGEMAKER_MULTI_MODEL": "true" if is_multi_model(environ) else "false"}
-    if config.handler_environment:
-        told[HANDLER_ENVIRONMENT] = config.handler_environment
-    inspector = Inspector(
-        model_roots=config.model_root,
-        default_handler=handler_spec(config.handler),
-        environ=told,
-        run_folder=run,
-        model_store=plan.model_store,
-    )
+    config, limits = plan.config, plan.limits
     return MmsEngine(
-        MmsProcess(config, environ, limits, run),
-        inspector,
+        MmsProcess(config, plan.environ, limits, run),
+        inspector_of(plan, handlers_environ(plan), run),
         workers_per_model=limits.workers_per_model,
         response_timeout_secs=limits.response_timeout_secs,
         budget_bytes=config.memory_budget,
     )
 
 
-def _described_before_mms_does(model: Model) -> dict[str, Any]:
+async def _loaded(model: MmsModel) -> None:
+    """Returns when its load is over. Raises what the load raises."""
+    if (loading := model.loading.task) is not None:
+        await loaded(loading, model.name)
+
+
+def _described_before_mms_does(model: MmsModel) -> dict[str, Any]:
     described: dict[str, Any] = {
         "modelName": model.name,
         "modelVersion": model.source.version,
@@ -388,11 +338,7 @@ def _described_before_mms_does(model: Model) -> dict[str, Any]:
     return {key: value for key, value in described.items() if value is not None}
 
 
-def _log_failed_load(name: str, error: EngineError) -> None:
-    logger.warning("model %s: %d: %s", name, error.status, error.message)
-
-
-def _load_error(model: Model, failure: Path, error: EngineError, took_secs: float) -> EngineError:
+def _load_error(model: MmsModel, failure: Path, error: EngineError, took_secs: float) -> EngineError:
     """Why a load failed: what the worker wrote down, else what can be told from outside."""
     with contextlib.suppress(FileNotFoundError):
         status, message = json.loads(failure.read_text())
@@ -400,16 +346,16 @@ def _load_error(model: Model, failure: Path, error: EngineError, took_secs: floa
         return OutOfMemory(message) if status == OutOfMemory.status else EngineError(message, status)
     if error.status == OutOfMemory.status:
         return OutOfMemory("Out of memory while loading the model.")
-    if took_secs >= model.timeout_secs:
-        return EngineError(f"Model {model.name} was not loaded within {model.timeout_secs} s.")
+    if took_secs >= model.inner_timeout_secs:
+        return EngineError(f"Model {model.name} was not loaded within {model.inner_timeout_secs} s.")
     if error.message == "Failed to start workers":
         return EngineError(f"The worker of model {model.name} ended while it loaded the model.")
     return error
 
 
-def _prediction_error(model: Model, status: int, body: bytes, took_secs: float) -> EngineError:
+def _prediction_error(model: MmsModel, answer: MmsAnswer, took_secs: float) -> EngineError:
     """What MMS answers in a handler's stead, with the client's name for the model."""
-    error = _mms_error(status, body)
+    error = mms_error(answer.status, answer.body)
     if isinstance(error, ModelNotFound):
         return ModelNotFound(f"Model not found: {model.name}")
     if isinstance(error, Unavailable):
@@ -421,51 +367,3 @@ def _prediction_error(model: Model, status: int, body: bytes, took_secs: float) 
     if took_secs >= model.timeout_secs:
         return EngineError(f"Model {model.name} did not answer within {model.timeout_secs} s: its worker was ended.")
     return EngineError(f"The worker of model {model.name} ended while it answered this request.")
-
-
-_KINDS = (BadRequest, ModelNotFound, Conflict, Unavailable, OutOfMemory, PredictionFailed)
-
-
-def _mms_error(status: int, body: bytes) -> EngineError:
-    try:
-        document = json.loads(body)
-        kind_name, message = document["type"], document["message"]
-    except (ValueError, TypeError, KeyError):
-        return EngineError(f"Multi Model Server answered {status}.", status)
-    for kind in _KINDS:
-        if (kind.status, kind.type) == (status, kind_name):
-            return kind(message)
-    error = EngineError(message, status)
-    error.type = kind_name
-    return error
-
-
-def _unreachable(error: aiohttp.ClientError) -> EngineError:
-    return Unavailable(f"Multi Model Server does not answer: {error}.")
-
-
-def _fields_of(query: str) -> str:
-    """A query without the model's name, which is no field of the request."""
-    return "&".join(pair for pair in query.split("&") if not pair.startswith("model_name="))
-
-
-def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
-    return {_usual_case(name): _as_utf8(value) for name, value in headers.items() if name not in _NOT_PASSED_ON}
-
-
-@functools.lru_cache(maxsize=1000)
-def _usual_case(name: str) -> str:
-    return usual_case(name)
-
-
-def _as_utf8(value: str) -> str:
-    """Bytes that were taken as Latin-1 on the way in, as the HTTP library writes them in UTF-8 on the way out."""
-    return value if value.isascii() else value.encode("latin-1").decode("utf-8", "replace")
-
-
-def _handlers_headers(response: aiohttp.ClientResponse) -> dict[str, str]:
-    return {
-        name.decode("latin-1"): value.decode("latin-1")
-        for name, value in response.raw_headers
-        if name.lower() not in _NOT_A_HANDLERS
-    }

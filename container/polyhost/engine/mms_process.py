@@ -26,21 +26,20 @@ from pathlib import Path
 from typing import IO
 
 import psutil
-from polyhost_handlers.artifacts import HANDLER_ENVIRONMENT
 
 from polyhost.config import Config
 from polyhost.engine.handlers import handler_spec
+from polyhost.environment import environments_told
 from polyhost.errors import MissingDependency, StartFailed
 from polyhost.limits import Limits, is_multi_model
 from polyhost.log import line_as_json
 from polyhost.memory import cpu_limit, memory_limit_bytes
-from polyhost.processes import living_descendants
+from polyhost.processes import kill_tree, living_descendants
 
 logger = logging.getLogger("polyhost")
 
 HOST = "127.0.0.1"
-# Requests have been drained before: MMS ends in less than a second. The platform kills 30 s after SIGTERM, of which
-# the front may take 25 to drain.
+# How long a killed process may take to be gone.
 _STOP_SECS = 4.0
 # MMS keeps a port in a signed 16-bit number. Above it, other sockets get theirs from the kernel.
 _MAX_PORT = 32766
@@ -105,16 +104,16 @@ class MmsProcess:
             await asyncio.shield(self._ended)
 
     async def stop(self) -> None:
-        """End it; what it leaves running after a few seconds is the caller's to kill."""
+        """
+        End it, with all that it has started.
+
+        Requests have been drained before, and it keeps nothing that would have to be written: it is killed. Asked to
+        end, Java takes half a second.
+        """
         if self._process is None or self._ended is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
-        _, pending = await asyncio.wait([self._ended], timeout=_STOP_SECS)
-        if pending:
-            logger.warning("Multi Model Server did not end within %.0f s: killing it", _STOP_SECS)
-            self._process.kill()
-            await self._ended
+        kill_tree(self._process.pid)
+        await self._ended
 
     def end_workers(self, inner_name: str) -> None:
         """
@@ -156,23 +155,23 @@ def mms_environ(
         # Sockets, fifos and the pid file of MMS: a folder of each run's own, so that nothing stale is met.
         "TEMP": str(run),
         "TMPDIR": str(run),
-        "PATH": os.pathsep.join([str(Path(__file__).parent / "mms_bin"), sysconfig.get_path("scripts"),
-                                 environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join(
+            [str(Path(__file__).parent / "mms_bin"), sysconfig.get_path("scripts"), environ.get("PATH", os.defpath)]
+        ),
         "POLYHOST_PYTHON": sys.executable,
         "POLYHOST_LOG_FORMAT": config.log_format,
         "POLYHOST_MEMORY_BOOK": str(run / "memory"),
         "POLYHOST_MODELS_BOOK": str(run / "models"),
-    }  # fmt: skip
+    }
     if config.memory_budget is not None:
         told["POLYHOST_MEMORY_BUDGET_BYTES"] = str(config.memory_budget)
-    if config.handler_environment:
-        told[HANDLER_ENVIRONMENT] = config.handler_environment
-    told.setdefault("SAGEMAKER_MODEL_SERVER_VMARGS", _vm_arguments())
+    told.update(environments_told(config))
+    told.setdefault("SAGEMAKER_MODEL_SERVER_VMARGS", vm_arguments())
     told.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's reports to its makers, from its import on
     return told
 
 
-def _vm_arguments() -> str:
+def vm_arguments() -> str:
     """
     A heap that fits the container: an eighth of its memory.
 
@@ -196,7 +195,7 @@ def _require_java(environ: Mapping[str, str]) -> None:
 
 
 def _free_port(environ: Mapping[str, str], outer_port: int) -> int:
-    """Of the range that the platform leaves to a container's own use, if it names one."""
+    """A free port, in the range that the platform leaves to containers if it names one."""
     first, _, last = environ.get("SAGEMAKER_SAFE_PORT_RANGE", "").partition("-")
     is_told = first.isdigit() and last.isdigit()
     lowest, highest = (int(first), min(int(last), _MAX_PORT)) if is_told else _PORTS

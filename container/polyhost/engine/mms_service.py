@@ -4,7 +4,8 @@ What runs in each of MMS's worker processes: MMS's own worker, mended.
     python mms_service.py …/mms/model_service_worker.py ARGUMENTS OF MMS'S
 
 The front and this process share a folder, the models' book. There a model's name of the front's, `m7`, has files:
-`m7.name`, what the client calls it, written by the front; `m7.failed`, status and sentence of a load that failed,
+`m7.name`, what the client calls it, and `m7.environment`, the Python environment of its processes, both written by the
+front; `m7.failed`, status and sentence of a load that failed,
 written here and taken away by the front. Requests carry their id of the front's in a header, and what a handler
 answers carries another, by which the front tells it from what MMS says.
 
@@ -35,6 +36,10 @@ def name_of(book: Path, inner_name: str) -> str:
     return name_file(book, inner_name).read_bytes().decode("utf-8", "surrogatepass")
 
 
+def environment_file(book: Path, inner_name: str) -> Path:
+    return book / f"{inner_name}.environment"
+
+
 def failure_file(book: Path, inner_name: str) -> Path:
     return book / f"{inner_name}.failed"
 
@@ -55,10 +60,12 @@ def _mend_loads(book: Path) -> None:
     from mms.model_loader import LegacyModelLoader, MmsModelLoader
 
     from polyhost.engine.mms_handlers import loaded_service, module_name
+    from polyhost.processes import mark_descendants
 
     load_legacy = LegacyModelLoader.load
 
     def load(self: Any, name: str, folder: str, *rest: Any) -> Any:
+        mark_descendants(os.getpid())  # what the model starts ends with this process
         handler, gpu, batch_size = rest
         self.module = ModuleType("nothing")  # MMS empties it when the worker ends, also after a failed load
         with _reason_kept(failure_file(book, name)):
@@ -67,6 +74,7 @@ def _mend_loads(book: Path) -> None:
         return service
 
     def load_old_form(self: Any, name: str, *rest: Any) -> Any:
+        mark_descendants(os.getpid())
         with _reason_kept(failure_file(book, name)):
             return load_legacy(self, name_of(book, name), *rest)
 
@@ -94,7 +102,7 @@ def _mend_requests() -> None:
 
     retrieve = mms.service.Service.retrieve_data_for_inference
     respond = mms.service.create_predict_response
-    # Of the batch that is being answered: a worker has one at a time.
+    # The ids of the batch that is being answered. A worker has one batch at a time.
     ids_of_mms: dict[int, str] = {}
 
     def retrieve_with_fronts_ids(batch: Any) -> tuple[Any, Any, dict[int, str]]:

@@ -14,7 +14,7 @@ from typing import TypeVar
 from polyhost.config import parse_models
 from polyhost.errors import InvalidSetting
 from polyhost.sizing import report as reports
-from polyhost.sizing.costs import Host, Layout, Load, cheapest, one_each, parse_host, shared
+from polyhost.sizing.costs import Demand, Host, Layout, cheapest, one_each, parse_host, shared
 from polyhost.sizing.fleet import Fleet, fleet_of, stratified
 from polyhost.sizing.printing import printed
 from polyhost.sizing.report import Mix, Report, mix_of
@@ -154,7 +154,7 @@ def _layouts(
     is_enough: Callable[[Replay], bool],
 ) -> list[Layout]:  # fmt: skip
     """One for each kind of host that can do it, the cheapest first; last an endpoint for each model."""
-    load = Load(traffic.requests_per_sec, sample.call_cpu_secs, sample.load_cpu_secs)
+    load = Demand(traffic.requests_per_sec, sample.call_cpu_secs, sample.load_cpu_secs)
     found = []
     for host in hosts:
         room_bytes = max(1, host.room_bytes(sample.idle_bytes))

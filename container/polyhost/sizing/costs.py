@@ -16,7 +16,7 @@ from polyhost.sizing.simulate import Replay
 
 # As in AWS's own example: 30 days.
 HOURS_PER_MONTH = 720
-# Of a host's CPUs, on average: beyond it, requests begin to wait for each other.
+# How much of a host's CPUs may be busy on average. Beyond it, requests begin to wait for each other.
 CPU_SHARE = 0.6
 _GIB = 1024**3
 _HOST = re.compile(r"(?P<name>[^=]+)=(?P<gib>[\d.]+):(?P<cpus>[\d.]+):(?P<price>[\d.]+)")
@@ -55,7 +55,7 @@ def monthly(hosts: int, price_per_hour: float) -> float:
 
 
 @dataclass(frozen=True)
-class Load:
+class Demand:
     """`requests_per_sec`: None where nobody said; then CPUs do not count. The costs are of one core, seconds."""
 
     requests_per_sec: float | None
@@ -89,7 +89,7 @@ Simulation = Callable[[int, int], Replay]
 
 
 def shared(
-    host: Host, *, copies: int, least_hosts: int, idle_bytes: int, largest_bytes: int, load: Load,
+    host: Host, *, copies: int, least_hosts: int, idle_bytes: int, largest_bytes: int, load: Demand,
     simulate: Simulation, is_enough: Callable[[Replay], bool], max_shards: int,
 ) -> Layout | None:  # fmt: skip
     """
@@ -111,7 +111,7 @@ def shared(
 
 
 def one_each(
-    hosts: Iterable[Host], *, models: int, copies: int, idle_bytes: int, largest_bytes: int, load: Load
+    hosts: Iterable[Host], *, models: int, copies: int, idle_bytes: int, largest_bytes: int, load: Demand
 ) -> Layout | None:
     """An endpoint for each model, on the cheapest hosts that hold the largest."""
     fitting = [host for host in hosts if host.room_bytes(idle_bytes) >= largest_bytes]

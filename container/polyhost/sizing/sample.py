@@ -20,14 +20,14 @@ import psutil
 from polyhost_handlers.artifacts import recognise
 from polyhost_handlers.errors import LoadFailed
 
-from polyhost.endpoint.artifacts.stores import S3, store_of
-from polyhost.endpoint.errors import EndpointError
+from polyhost.artifacts.stores import S3, store_of
 from polyhost.errors import InvalidSetting, PolyhostError
 from polyhost.memory import DEFAULT_SHARE, memory_limit_bytes
+from polyhost.service_errors import EndpointError
 from polyhost.sizing.fleet import Measured
-from polyhost.sizing.server import Reply, SampleServer
+from polyhost.sizing.server import SampleReply, SampleServer
 
-# Of a row of zeros, tried until a model takes it.
+# Rows of zeros are tried with up to so many columns, until a model takes one.
 _MAX_COLUMNS = 128
 # Calls of each loaded model: some before its memory is looked at, more for how long one takes.
 _FIRST_CALLS = 5
@@ -169,7 +169,7 @@ class _FromSource:
         self.measured.append(Measured(key, kind, self._archives[key], grown_bytes, is_first, reply.secs, reply.secs))
         return True
 
-    def _find_body(self, key: str, reply: Reply) -> None:
+    def _find_body(self, key: str, reply: SampleReply) -> None:
         """What the last model took is likely to be what this one takes."""
         if reply.status == 200:
             self._call(key, self._guess)

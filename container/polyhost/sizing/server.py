@@ -22,7 +22,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from polyhost.errors import StartFailed
-from polyhost.memory import private_bytes
+from polyhost.memory import anonymous_bytes, private_bytes
 from polyhost.processes import living_descendants
 
 _START_SECS = 60.0
@@ -30,14 +30,19 @@ _STOP_SECS = 35.0
 _ANSWER_SECS = 400.0
 # It has started when, for so long, it has used no more than that of a core.
 _QUIET_SECS, _QUIET_CPU_SECS = 1.0, 0.05
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # Each CPU has a worker of its own that pays once for what its models share: with two, few models of a sample do.
 _CPUS = 2
 # Settings that decide how models are served; all others are ours.
 _KEPT_SETTINGS = (
     "POLYHOST_HANDLER",
     "POLYHOST_HANDLER_ENVIRONMENT",
+    "POLYHOST_ENVIRONMENT",
+    "POLYHOST_ENVIRONMENTS",
+    "POLYHOST_ENVIRONMENTS_FOLDER",
     "POLYHOST_ISOLATION",
+    "POLYHOST_HARDENED",
+    "POLYHOST_HARDENED_WITHOUT",
+    "POLYHOST_HARDENED_READ",
     "POLYHOST_WORKERS_PER_MODEL",
     "POLYHOST_PASS_ENV",
     "POLYHOST_LIBSVM_FIRST_INDEX",
@@ -46,7 +51,7 @@ _OTHER_SETTING = re.compile(r"POLYHOST_|SAGEMAKER_BIND_TO_PORT|SAGEMAKER_SAFE_PO
 
 
 @dataclass(frozen=True)
-class Reply:
+class SampleReply:
     status: int
     body: bytes
     secs: float
@@ -145,14 +150,14 @@ class SampleServer:
 
     # Requests
 
-    def request(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Reply:
+    def request(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> SampleReply:
         begin = time.perf_counter()
         self._connection.request(method, path, body, headers or {})
         response = self._connection.getresponse()
         answer = response.read()
-        return Reply(response.status, answer, time.perf_counter() - begin)
+        return SampleReply(response.status, answer, time.perf_counter() - begin)
 
-    def invoke(self, target: str, body: bytes, content_type: str) -> Reply:
+    def invoke(self, target: str, body: bytes, content_type: str) -> SampleReply:
         header = target.encode("utf-8", "surrogateescape").decode("latin-1")
         headers = {"Content-Type": content_type, "X-Amzn-SageMaker-Target-Model": header}
         return self.request("POST", "/endpoints/size/invocations", body, headers)
@@ -190,7 +195,7 @@ class SampleServer:
         return [psutil.Process(self._process.pid), *living_descendants(self._process.pid)]
 
     def private_bytes(self) -> int:
-        """Of all its processes."""
+        """The private memory of all its processes."""
         # A process that may not be looked into says at least how much is resident.
         return sum(private_bytes(process.pid) or resident_bytes(process.pid) for process in self.processes())
 
@@ -199,7 +204,7 @@ class SampleServer:
         return {process.pid: resident_bytes(process.pid) for process in self.processes()}
 
     def cpu_secs(self) -> float:
-        """Of all its living processes, since they were started."""
+        """The CPU time of all its living processes, since they were started."""
         secs = 0.0
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -211,10 +216,9 @@ class SampleServer:
 def resident_bytes(pid: int) -> int:
     """0 for a process that is gone."""
     try:
-        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+        return anonymous_bytes(Path(f"/proc/{pid}/statm").read_text())
     except (OSError, ValueError):
         return 0
-    return (int(resident) - int(shared)) * _PAGE_BYTES
 
 
 def free_port() -> int:

@@ -23,7 +23,7 @@ class Trace:
 
 
 def parse_trace(lines: Iterable[str], keys: Collection[str]) -> Trace:
-    """Those of `keys` that were asked for. Raises ValueError if there are none."""
+    """The requests for `keys`. Raises ValueError if there are none."""
     known = frozenset(keys)
     asked = [found for line in lines if (found := _request(line)) is not None]
     targets = tuple(target for target, _ in asked if target in known)

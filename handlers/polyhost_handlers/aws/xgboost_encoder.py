@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from polyhost_handlers import codecs
 from polyhost_handlers.aws.errors import UnsupportedFormatError
-from polyhost_handlers.codecs import CSV, LIBSVM, RECORDIO
 from polyhost_handlers.libsvm import decode_libsvm
+from polyhost_handlers.media_types import CSV, LIBSVM, RECORDIO, media_type
 
 
 def dmatrix(data: Any) -> Any:
@@ -56,7 +55,7 @@ CONTENT_TYPES = tuple(_DECODERS)
 
 
 def decode(obj: Any, content_type: str) -> Any:
-    name = codecs.media_type(content_type)
+    name = media_type(content_type)
     if name not in _DECODERS:
         raise UnsupportedFormatError(name)
     return _DECODERS[name](obj)

@@ -1,5 +1,5 @@
 """
-Makes the archives beside this file and expected.json: `.venv/envs/mxnet/bin/python make_fixtures.py`.
+Makes the archives beside this file and expected.json: `.venv/envs/mxnet-1.9/bin/python make_fixtures.py`.
 
 MXNet 1.9.1 writes the graphs and the parameters, and what it predicts itself are the right answers. The layout is the
 one of SageMaker's own artifacts: `data`, `fc0_weight` of (features, outputs), `dot`, `fc0_bias` of (1, outputs),

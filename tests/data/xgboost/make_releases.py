@@ -106,8 +106,11 @@ def boosters():
     yield "forest", train(SQUARED, num_parallel_tree=3, subsample=0.5)
     yield "base_score", train(SQUARED, base_score=-3.1415927)
     yield "base_score-logistic", train("binary:logistic", base_score=0.123456)
-    if RELEASE >= (2, 0):  # of older releases, XGBoost 3.0 loads a model without trees and then cannot predict
-        yield "no-rounds", train(SQUARED, rounds=0)
+    yield "no-rounds", train(SQUARED, rounds=0)
+    if RELEASE < (2, 0):  # these models do not say that they have no rounds
+        yield "no-rounds-logistic", train("binary:logistic", rounds=0, base_score=0.2)
+        yield "no-rounds-softprob", train("multi:softprob", rounds=0)
+        yield "no-rounds-dart", train("count:poisson", rounds=0, booster="dart", base_score=1.7)
     early = train(SQUARED, rounds=6)
     early.set_attr(best_iteration="2", best_score="0.5", best_ntree_limit="3")
     yield "best_iteration", early

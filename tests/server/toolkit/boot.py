@@ -2,9 +2,10 @@
 
 import os
 import sys
+import tempfile
 
 from sagemaker_inference import model_server
 
-if not os.access("/etc", os.W_OK):
-    model_server.MMS_CONFIG_FILE = os.path.join(os.environ["TMPDIR"], "mms.properties")
+# Not in /etc, where there is one for all tests that run on this machine.
+model_server.MMS_CONFIG_FILE = os.path.join(tempfile.gettempdir(), "mms.properties")
 model_server.start_model_server(handler_service=sys.argv[1])

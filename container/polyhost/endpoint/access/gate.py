@@ -1,55 +1,50 @@
-"""
-Who asks, and may they: the one place where a request becomes a caller and a caller is let through or not.
-
-The file of principals is read again when it has changed, which is looked at when a request comes, at most once a
-second. A file that cannot be used leaves the one before in force.
-"""
+"""Who asks, and may they: the one place where a request becomes a caller and a caller is let through or not."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hmac
-import logging
-import os
 import re
 import secrets
-import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from polyhost.endpoint.access.api_keys import bearer_of, hash_of, id_of
+from polyhost.endpoint.access.auth_file import AuthFile
 from polyhost.endpoint.access.policy import Context, Rules, Verdict, decide, read_policy
-from polyhost.endpoint.access.principals import Caller, Principals, read_principals
+from polyhost.endpoint.access.principals import Caller, Role, User
 from polyhost.endpoint.access.signature import check_scope, check_signature, claim_of
+from polyhost.endpoint.access.signing_key import SigningKey
+from polyhost.endpoint.access.throttle import Throttle
 from polyhost.endpoint.access.tokens import (
     SESSION_PREFIX,
     Credentials,
     Session,
     opened,
     opened_login,
-    read_or_make_key,
     seal,
     seal_login,
 )
-from polyhost.endpoint.errors import AccessDenied, NotAuthenticated, ValidationError
-from polyhost.errors import InvalidSetting
-
-logger = logging.getLogger("polyhost.access")
+from polyhost.http_limits import Rate
+from polyhost.service_errors import AccessDenied, NotAuthenticated, ValidationError
 
 LOGIN_SECS = 8 * 3600
-_LOOK_EVERY_SECS = 1
+# To check a signature the body is hashed: of more than this, in a thread.
+HASHED_AT_ONCE_BYTES = 256 * 1024
+# How many decisions are kept, by caller, action, resource and condition keys. A client's names have 1,024 characters
+# at most.
+_DECISIONS_KEPT = 4096
 # AWS's limits for AssumeRole.
 _SESSION_NAME = re.compile(r"[A-Za-z0-9_+=,.@-]{2,64}")
 _SHORTEST_SESSION_SECS = 900
 _LONGEST_SESSION_POLICY = 2048
 _MAY_ASSUME = read_policy('{"Statement": {"Effect": "Allow", "Action": "sts:AssumeRole", "Resource": "*"}}')
 
-# What tells one state of a file from another; None: it cannot be read.
-Stamp = tuple[int, int, int] | None
-
 
 class MalformedPolicy(ValidationError):
-    """A session's policy that is none."""
+    """A session's policy that cannot be read as a policy."""
 
     type = "MalformedPolicyDocument"
 
@@ -59,52 +54,60 @@ class Access:
 
     def __init__(
         self,
-        file: Path,
-        principals: Principals,
-        stamp: Stamp,
-        token_key: bytes,
+        file: AuthFile,
+        key: SigningKey,
         *,
-        region: str,
+        rate: Rate | None,
+        throttle: Throttle,
         is_tls: bool,
         now: Callable[[], float],
     ) -> None:
         self._file = file
-        self._principals = principals
-        self._stamp = stamp
-        self._token_key = token_key
-        self._region = region
+        self._key = key
+        self._rate = rate
+        self._throttle = throttle
         self._is_tls = is_tls
         self._now = now
-        self._looked_at = now()
+        # A file that has changed brings other callers, for whom nothing has been decided yet.
+        self._refusal = functools.lru_cache(_DECISIONS_KEPT)(self._decided)
 
     @classmethod
     def read(
         cls,
         file: Path,
         *,
-        region: str,
         secret_folder: Path,
+        token_key_file: Path | None = None,
+        rate: Rate | None = None,
+        throttle: Throttle | None = None,
         is_tls: bool = False,
         now: Callable[[], float] = time.time,
     ) -> Access:
         """
-        `secret_folder` is where the key that signs session tokens is kept; `is_tls` is `aws:SecureTransport`.
+        `secret_folder` is where the key that signs session tokens is kept, unless it is in `token_key_file`.
+
+        `rate`: of callers of whom the file does not say another. `throttle` counts them.
+
+        `is_tls` is `aws:SecureTransport`.
 
         Raises InvalidSetting.
         """
-        principals, stamp = _read(file)
-        return cls(file, principals, stamp, read_or_make_key(secret_folder), region=region, is_tls=is_tls, now=now)
+        auth_file = AuthFile(file, now)
+        throttle = Throttle() if throttle is None else throttle
+        key = SigningKey.read(token_key_file, secret_folder, now)
+        return cls(auth_file, key, rate=rate, throttle=throttle, is_tls=is_tls, now=now)
 
     def __repr__(self) -> str:
-        return f"<Access {self._file} [{_counts(self._principals)}]>"
+        return f"<Access {self._file}>"
 
     @property
     def account_id(self) -> str:
-        return self._principals.account_id
+        return self._file.principals.account_id
 
-    def arn(self, service: str, resource: str) -> str:
-        """Of something here, such as `arn("sagemaker", "endpoint/polyhost")`."""
-        return f"arn:aws:{service}:{self._region}:{self.account_id}:{resource}"
+    def look(self) -> None:
+        """At the auth file, whenever it was looked at before, and at the key's."""
+        self._file.look(at_once=True)
+        self._key.look()
 
     # Who asks
 
@@ -119,47 +122,78 @@ class Access:
         service: str,
     ) -> Caller:
         """
-        The caller whose signature the request bears.
+        The caller whose signature, or API key, the request bears.
 
-        `path` as it came, escapes and all; `query` without its question mark; header names in lower case.
-        Raises NotAuthenticated.
+        `path` as it came, escapes and all; `query` without its question mark; header names in lower case. To be called
+        once for each request, because it counts them.
+
+        Raises NotAuthenticated, Throttled.
         """
-        self._look_at_the_file()
-        claim = claim_of(headers, query)
+        caller = self._caller(method, path, query, headers, body, service)
+        self.admit(caller)
+        return caller
+
+    def admit(self, caller: Caller) -> None:
+        """Count a request of the caller's. Raises Throttled."""
+        rate = caller.rate or self._rate
+        if rate is not None:
+            # Each key counts for itself, in a role as well; else a role's sessions would be as many callers as names.
+            self._throttle.admit((caller.principal_arn, caller.access_key_id), caller.principal_arn, rate)
+
+    def _caller(
+        self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes, service: str
+    ) -> Caller:
+        self._file.look()
+        api_key = bearer_of(headers.get("authorization", ""))
+        if api_key is not None:
+            return self._owner(api_key).caller
+        claim, signature = claim_of(headers, query)
         timestamp = check_scope(claim, headers, service, self._now())
         secret, caller = self._principal(claim.access_key_id, headers.get("x-amz-security-token"))
-        check_signature(claim, timestamp, secret, method, path, query, headers, body)
+        check_signature(
+            claim, signature, timestamp, secret, method=method, path=path, query=query, headers=headers, body=body
+        )
         return caller
 
     def is_metrics_token(self, authorization: str) -> bool:
         """Whether `Authorization: Bearer …` brings the file's `metrics_token`; False if the file has none."""
-        self._look_at_the_file()
-        scheme, _, token = authorization.partition(" ")
-        wanted = self._principals.metrics_token
-        return scheme.lower() == "bearer" and bool(wanted) and hmac.compare_digest(token.encode(), wanted.encode())
+        self._file.look()
+        token, wanted = bearer_of(authorization), self._file.principals.metrics_token
+        return token is not None and bool(wanted) and hmac.compare_digest(token.encode(), wanted.encode())
+
+    def _owner(self, api_key: str) -> User:
+        """
+        Raises NotAuthenticated.
+
+        How long the search takes says something of the hash alone, which nobody can choose.
+        """
+        hashed = hash_of(api_key)
+        user = self._file.principals.api_keys.get(id_of(hashed))
+        if user is None or not hmac.compare_digest(user.secret, hashed):
+            raise _unrecognized()
+        return user
 
     def _principal(self, access_key_id: str, token: str | None) -> tuple[str, Caller]:
         """The secret that the key's signatures are made with, and whose they are. Raises NotAuthenticated."""
         if access_key_id.startswith(SESSION_PREFIX):
             return self._session(access_key_id, token or "")
-        user = self._principals.users.get(access_key_id)
+        user = self._file.principals.users.get(access_key_id)
         if user is None or token is not None:
             raise _unrecognized()
-        return user.secret_access_key, user.caller
+        return user.secret, user.caller
 
     def _session(self, access_key_id: str, token: str) -> tuple[str, Caller]:
         try:
-            session, its_key_id, secret = opened(self._token_key, token)
+            session, its_key_id, secret = opened(self._key.accepted, token)
         except ValueError:
             raise _unrecognized() from None
-        role = self._principals.roles.get(session.role_arn)
+        role = self._file.principals.roles.get(session.role_arn)
         # A session ends with the key that it began with: taking a user, or a lost key, out of the file is enough.
-        if its_key_id != access_key_id or role is None or session.began_with not in self._principals.users:
+        if its_key_id != access_key_id or role is None or self._file.principals.by_key(session.began_with) is None:
             raise _unrecognized()
         if session.expires_at <= self._now():
             raise NotAuthenticated("ExpiredTokenException", "The security token included in the request is expired")
-        session_rules = read_policy(session.policy) if session.policy else None
-        return secret, role.session(self.account_id, session.name, session.began_with, session_rules)
+        return secret, _caller_in(session, role, self.account_id)
 
     # Browsers, which sign nothing
 
@@ -171,30 +205,39 @@ class Access:
         """
         A user, and the token that stands for the user's key for LOGIN_SECS. Raises NotAuthenticated.
 
-        It takes as long for a user as for none. Whoever calls it makes sure that nobody asks very often.
+        `secret`: of the access key, or an API key where `access_key_id` is "". It takes as long for a user as for none.
+        Whoever calls it makes sure that nobody asks very often.
         """
-        self._look_at_the_file()
-        user = self._principals.users.get(access_key_id)
-        wanted = user.secret_access_key if user else secrets.token_urlsafe(30)
+        self._file.look()
+        user = self._user(access_key_id, secret) if access_key_id else self._owner(secret)
+        expires_at = int(self._now()) + LOGIN_SECS
+        return user.caller, seal_login(self._key.newest, user.caller.access_key_id, user.secret, expires_at)
+
+    def _user(self, access_key_id: str, secret: str) -> User:
+        user = self._file.principals.users.get(access_key_id)
+        wanted = user.secret if user else secrets.token_urlsafe(30)
         is_right = hmac.compare_digest(secret.encode(errors="replace"), wanted.encode())
         if user is None or not is_right:
             raise NotAuthenticated("UnrecognizedClientException", "There is no user with this access key and secret.")
-        token = seal_login(self._token_key, access_key_id, wanted, int(self._now()) + LOGIN_SECS)
-        return user.caller, token
+        return user
 
     def logged_in(self, token: str) -> Caller:
         """Who a token of `log_in` stands for, as the file has that user now. Raises NotAuthenticated."""
-        self._look_at_the_file()
-        users = self._principals.users
+        self._file.look()
         try:
-            key_id, expires_at = opened_login(
-                self._token_key, token, lambda key_id: users[key_id].secret_access_key if key_id in users else None
-            )
+            key_id, expires_at = opened_login(self._key.accepted, token, self._secret)
         except (ValueError, TypeError, RecursionError):
             raise _unrecognized() from None
+        user = self._file.principals.by_key(key_id)
+        if user is None:
+            raise _unrecognized()
         if expires_at <= self._now():
             raise NotAuthenticated("ExpiredTokenException", "The login has expired: log in again.")
-        return users[key_id].caller
+        return user.caller
+
+    def _secret(self, key_id: str) -> str | None:
+        user = self._file.principals.by_key(key_id)
+        return user.secret if user else None
 
     # May they
 
@@ -204,13 +247,14 @@ class Access:
 
         A key that the request does not bring is left out. Raises AccessDenied.
         """
-        reason = refusal(caller, action, resource, self._context(caller, context))
+        reason = self._refusal(caller, action, resource, tuple(context.items()))
         if reason is not None:
             raise AccessDenied(_not_authorized(caller, action, resource, reason))
 
-    def _context(self, caller: Caller, given: Mapping[str, str]) -> Context:
-        from_request = {key.lower(): value for key, value in given.items()}
-        return {**from_request, **caller.keys, "aws:securetransport": "true" if self._is_tls else "false"}
+    def _decided(self, caller: Caller, action: str, resource: str, given: tuple[tuple[str, str], ...]) -> str | None:
+        from_request = {key.lower(): value for key, value in given}
+        is_tls = "true" if self._is_tls else "false"
+        return refusal(caller, action, resource, {**from_request, **caller.keys, "aws:securetransport": is_tls})
 
     # Sessions
 
@@ -229,10 +273,10 @@ class Access:
         """
         _check_session(session_name, duration_secs)
         session_rules = _session_rules(policy)
-        if role_arn not in self._principals.roles:
+        if role_arn not in self._file.principals.roles:
             # Somebody may have added it this second, as a script does that then goes on.
-            self._look_at_the_file(at_once=True)
-        role = self._principals.roles.get(role_arn)
+            self._file.look(at_once=True)
+        role = self._file.principals.roles.get(role_arn)
         if role is None or not role.trusts(caller):
             reason = "because there is no such role, or its may_be_assumed_by does not list the caller"
             raise AccessDenied(_not_authorized(caller, "sts:AssumeRole", role_arn, reason))
@@ -245,37 +289,11 @@ class Access:
                 f"{role.max_session_secs} seconds.",
             )
         expires_at = int(self._now()) + duration_secs
-        token = seal(self._token_key, Session(role_arn, session_name, caller.access_key_id, expires_at, policy or ""))
-        _, access_key_id, secret = opened(self._token_key, token)
+        key = self._key.newest
+        token = seal(key, Session(role_arn, session_name, caller.access_key_id, expires_at, policy or ""))
+        _, access_key_id, secret = opened((key,), token)
         session = role.session(self.account_id, session_name, caller.access_key_id, session_rules)
         return Credentials(access_key_id, secret, token, expires_at, session.arn, session.user_id)
-
-    # The file
-
-    def _look_at_the_file(self, *, at_once: bool = False) -> None:
-        now = self._now()
-        # A clock that was put back must not stop the looking.
-        if not at_once and abs(now - self._looked_at) < _LOOK_EVERY_SECS:
-            return
-        self._looked_at = now
-        stamp = _stamp(self._file)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        self._read_again()
-
-    def _read_again(self) -> None:
-        try:
-            principals, self._stamp = _read(self._file)
-            if principals.account_id != self.account_id:
-                raise InvalidSetting(
-                    f"{self._file}: account_id changes with a restart only: endpoints are named by it."
-                )
-        except InvalidSetting as error:
-            logger.error("%s What was read before stays in force.", error)  # noqa: TRY400
-            return
-        self._principals = principals
-        logger.info("%s has changed and is in force: %s", self._file, _counts(principals))
 
 
 def refusal(caller: Caller, action: str, resource: str, context: Context) -> str | None:
@@ -301,6 +319,13 @@ def _not_authorized(caller: Caller, action: str, resource: str, reason: str) -> 
     return f"User: {caller.arn} is not authorized to perform: {action} on resource: {resource} {reason}"
 
 
+@functools.lru_cache(maxsize=1024)
+def _caller_in(session: Session, role: Role, account_id: str) -> Caller:
+    """The same one for all requests of a session."""
+    session_rules = read_policy(session.policy) if session.policy else None
+    return role.session(account_id, session.name, session.began_with, session_rules)
+
+
 def _unrecognized() -> NotAuthenticated:
     return NotAuthenticated("UnrecognizedClientException", "The security token included in the request is invalid.")
 
@@ -321,35 +346,3 @@ def _session_rules(policy: str | None) -> Rules | None:
         return read_policy(policy)
     except ValueError as error:
         raise MalformedPolicy(f"Policy: {error}.") from error
-
-
-def _read(file: Path) -> tuple[Principals, Stamp]:
-    """Raises InvalidSetting."""
-    try:
-        with file.open("rb") as stream:
-            status = os.fstat(stream.fileno())
-            text = stream.read()
-    except OSError as error:
-        raise InvalidSetting(f"{file}: {os.strerror(error.errno or 0)}.") from error
-    try:
-        principals = read_principals(text)
-    except ValueError as error:
-        raise InvalidSetting(f"{file}: {error}.") from error
-    if status.st_mode & stat.S_IRWXO:
-        logger.warning("%s holds secrets and is open to every user of this machine: chmod o-rwx", file)
-    return principals, _stamp_of(status)
-
-
-def _stamp(file: Path) -> Stamp:
-    try:
-        return _stamp_of(file.stat())
-    except OSError:
-        return None
-
-
-def _stamp_of(status: os.stat_result) -> Stamp:
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _counts(principals: Principals) -> str:
-    return f"{len(principals.users)} users, {len(principals.roles)} roles"

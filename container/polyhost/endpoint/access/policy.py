@@ -30,11 +30,12 @@ KEYS = (
     "aws:SecureTransport",
     "aws:userid",
     "aws:username",
+    "polyhost:InputLocation",
     "sagemaker:TargetModel",
     "sagemaker:TargetVariant",
 )
 _KEYS = {key.lower() for key in KEYS}
-_ACTION = re.compile(r"\*|[a-z0-9-]+:[A-Za-z0-9*?]+")
+_ACTION = re.compile(r"\*|[A-Za-z0-9-]+:[A-Za-z0-9*?]+")
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 # `${*}` is a star, not a wildcard.
 _ESCAPES = frozenset("*?$")
@@ -246,7 +247,7 @@ def _condition(operator: str, key: str, values: str | bool | list[str | bool]) -
         key.lower(),
         tuple(matcher_of(text) for text in texts),
         is_negated,
-        # Each key has one value or none: of none, all are as wanted, but there is not any.
+        # Each key has one value or none. Without a value ForAllValues holds, and ForAnyValue does not.
         without_key=name != unquantified or {"ForAnyValue": False, "ForAllValues": True}.get(quantifier, is_negated),
     )
 
@@ -322,7 +323,6 @@ _OPERATORS: dict[str, tuple[Callable[[str], Matcher], bool]] = {
     "ArnNotLike": (_arn_like, True),
     "Bool": (_boolean, False),
 }
-OPERATORS = (*_OPERATORS, "Null")
 
 
 def _variables(texts: Iterable[str]) -> frozenset[str]:

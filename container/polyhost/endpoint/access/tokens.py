@@ -11,23 +11,11 @@ import base64
 import functools
 import hmac
 import json
-import logging
-import os
-import secrets
-import stat
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
-from polyhost.errors import InvalidSetting
-
-logger = logging.getLogger("polyhost.access")
-
 SESSION_PREFIX = "ASIA"
-_KEY_FILE = "session-tokens.key"
-_KEY_BYTES = 32
 _MAC_BYTES = 32
 # The longest that is made here has less than half.
 _LONGEST_TOKEN = 8192
@@ -73,15 +61,19 @@ def seal(key: bytes, session: Session) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def opened(key: bytes, token: str) -> Opened:
-    """Raises ValueError if the token was not sealed with `key`. Whether it has expired is not looked at."""
+def opened(keys: tuple[bytes, ...], token: str) -> Opened:
+    """Raises ValueError if the token was sealed with none of `keys`. Whether it has expired is not looked at."""
+    mac, statement = _parts_of(token)
+    key = _key_of(keys, mac, lambda key: _mac(key, "token", statement))
+    return Opened(Session(*json.loads(statement)), *_access_key(key, token))
+
+
+def _parts_of(token: str) -> tuple[bytes, bytes]:
+    """The seal, and what is sealed. Raises ValueError."""
     if len(token) > _LONGEST_TOKEN:
         raise ValueError("too long")
     sealed = base64.b64decode(token, altchars=b"-_", validate=True)
-    mac, statement = sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
-    if not hmac.compare_digest(mac, _mac(key, "token", statement)):
-        raise ValueError("not ours")
-    return Opened(Session(*json.loads(statement)), *_access_key(key, token))
+    return sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
 
 
 def seal_login(key: bytes, access_key_id: str, secret: str, expires_at: int) -> str:
@@ -90,21 +82,27 @@ def seal_login(key: bytes, access_key_id: str, secret: str, expires_at: int) -> 
     return base64.urlsafe_b64encode(_login_mac(key, secret, statement) + statement).decode()
 
 
-def opened_login(key: bytes, token: str, secret_of: Callable[[str], str | None]) -> tuple[str, int]:
+def opened_login(keys: tuple[bytes, ...], token: str, secret_of: Callable[[str], str | None]) -> tuple[str, int]:
     """
     The access key's id, and when the login ends. `secret_of` knows the secrets of those who are users now.
 
-    Raises ValueError if the token was not sealed with `key` and that secret.
+    Raises ValueError if the token was not sealed with one of `keys` and that secret.
     """
-    if len(token) > _LONGEST_TOKEN:
-        raise ValueError("too long")
-    sealed = base64.b64decode(token, altchars=b"-_", validate=True)
-    mac, statement = sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
+    mac, statement = _parts_of(token)
     access_key_id, expires_at = json.loads(statement)
     secret = secret_of(str(access_key_id))
-    if secret is None or not hmac.compare_digest(mac, _login_mac(key, secret, statement)):
-        raise ValueError("not ours")
+    if secret is None:
+        raise ValueError("nobody's")
+    _key_of(keys, mac, lambda key: _login_mac(key, secret, statement))
     return access_key_id, expires_at
+
+
+def _key_of(keys: tuple[bytes, ...], mac: bytes, mac_by: Callable[[bytes], bytes]) -> bytes:
+    """The one that has made this seal. Raises ValueError."""
+    for key in keys:
+        if hmac.compare_digest(mac, mac_by(key)):
+            return key
+    raise ValueError("not ours")
 
 
 def _login_mac(key: bytes, secret: str, statement: bytes) -> bytes:
@@ -120,38 +118,3 @@ def _access_key(key: bytes, token: str) -> tuple[str, str]:
 
 def _mac(key: bytes, use: str, text: bytes) -> bytes:
     return hmac.digest(key, use.encode() + b"\0" + text, "sha256")
-
-
-def read_or_make_key(folder: Path) -> bytes:
-    """
-    The server's key, the same after a restart.
-
-    Raises InvalidSetting.
-    """
-    file = folder / _KEY_FILE
-    try:
-        if not file.exists():
-            _make_key(file)
-        key = file.read_bytes()
-        mode = file.stat().st_mode
-    except OSError as error:
-        raise InvalidSetting(f"{file}: {os.strerror(error.errno or 0)}: session tokens are signed with it.") from error
-    if len(key) != _KEY_BYTES:
-        raise InvalidSetting(f"{file} is not a key of {_KEY_BYTES} bytes: remove it, and a new one is made.")
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        logger.warning("%s may be read by others: chmod 600", file)
-    return key
-
-
-def _make_key(file: Path) -> None:
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Whole or not at all, and of two servers that start at once one makes it.
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(secrets.token_bytes(_KEY_BYTES))
-        file.hardlink_to(temporary)
-    except FileExistsError:
-        pass
-    finally:
-        os.unlink(temporary)

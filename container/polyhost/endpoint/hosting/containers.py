@@ -9,11 +9,12 @@ from typing import Any
 from urllib.parse import unquote
 
 from polyhost.endpoint.definitions import Container
-from polyhost.endpoint.hosting.images import handler_of, refusal_of
+from polyhost.endpoint.hosting.images import handler_of, refusal_of, tagged, unknown_handler
 
 _MULTI_MODEL = "MultiModel"
 # Where the SDK says that the code is when it has put it into the model's archive.
 _IN_THE_ARCHIVE = "/opt/ml/model/code"
+_HANDLER = "POLYHOST_HANDLER"
 _SUBMIT_DIRECTORY = "SAGEMAKER_SUBMIT_DIRECTORY"
 
 # What would change the answers, and is not there: why.
@@ -84,6 +85,9 @@ def _container(definition: Mapping[str, Any], where: str, hostname: str, allowed
             raise Unusable(f"{where}Environment.{name} has a character that no variable can hold")
     if refusal := refusal_of(image, environ):
         raise Unusable(f"{where}Image is {refusal}")
+    named = environ.get(_HANDLER, "")
+    if named and (reason := unknown_handler(named)):
+        raise Unusable(f"{where}Environment.{_HANDLER} '{named[:80]}' {reason}")
     code = environ.get(_SUBMIT_DIRECTORY)
     if code and code != _IN_THE_ARCHIVE:
         located(code, f"{where}Environment.{_SUBMIT_DIRECTORY}", is_multi_model=False, allowed_folders=allowed_folders)
@@ -93,6 +97,7 @@ def _container(definition: Mapping[str, Any], where: str, hostname: str, allowed
         is_multi_model=is_multi_model,
         handler=handler_of(image, environ),
         environ=tuple(sorted(environ.items())),
+        image=tagged(image),
         hostname=definition.get("ContainerHostname", hostname),
         is_cached=definition.get("MultiModelConfig", {}).get("ModelCacheSetting") != "Disabled",
     )
@@ -194,5 +199,5 @@ def is_allowed(path: Path, allowed_folders: Sequence[Path]) -> bool:
 
 
 def folders_of(containers: Sequence[Container]) -> Iterator[Path]:
-    """Those that are no bucket's."""
+    """The sources that are folders, not buckets."""
     return (Path(container.source) for container in containers if container.source.startswith("/"))

@@ -6,9 +6,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
-# The built-in algorithms, by the names of their repositories. Images of frameworks (scikit-learn, MXNet, PyTorch …)
-# run their users' scripts: what lies in each archive says more than they do.
+from polyhost_handlers.artifacts import KINDS, kind_named
+
+from polyhost.config import parse_handler
+
+# The built-in algorithms, by the names of their repositories. Images of frameworks (scikit-learn, MXNet, PyTorch,
+# TensorFlow …) run their users' scripts and programs: what lies in each archive says more than they do.
 _ALGORITHMS = {
     "xgboost": "xgboost",
     "sagemaker-xgboost": "xgboost",
@@ -34,9 +39,8 @@ _NOT_SERVED = {
     **dict.fromkeys(("image-classification", "object-detection", "semantic-segmentation"), _TO_ONNX),
     **dict.fromkeys(
         (
-            "autogluon-inference", "djl-inference", "sagemaker-tensorflow", "sagemaker-tensorflow-eia",
-            "sagemaker-tensorflow-scriptmode", "sagemaker-tensorflow-serving", "sagemaker-tensorflow-serving-eia",
-            "sagemaker-tritonserver", "stabilityai-pytorch-inference", "tei", "tei-cpu",
+            "autogluon-inference", "djl-inference", "sagemaker-tritonserver", "stabilityai-pytorch-inference", "tei",
+            "tei-cpu",
         ),
         _BY_SCRIPT,
     ),
@@ -59,11 +63,11 @@ _NOT_SERVED = {
 }  # fmt: skip
 # New ones of these families come every few months.
 _FAMILIES_NOT_SERVED = re.compile(
-    r"(?:huggingface-(?:pytorch|tensorflow|vllm|sglang|llm)|tensorflow)-(?:[a-z-]+-)?(?:inference|training)(?:-[a-z]+)?"
+    r"huggingface-(?:pytorch|tensorflow|vllm|sglang|llm)-(?:[a-z-]+-)?(?:inference|training)(?:-[a-z]+)?"
 )
 _SCRIPT_VARIABLES = ("SAGEMAKER_PROGRAM", "SAGEMAKER_SUBMIT_DIRECTORY")
 # REGISTRY/NAMESPACE/REPOSITORY:TAG@DIGEST; a registry may have a port.
-_REPOSITORY = re.compile(r"(?:.*/)?(?P<repository>[^/:@]+)(?::[^/:@]*)?(?:@.*)?")
+_REPOSITORY = re.compile(r"(?:.*/)?(?P<repository>[^/:@]+)(?::(?P<tag>[^/:@]*))?(?:@.*)?")
 
 
 def handler_of(image: str, environ: Mapping[str, str]) -> str:
@@ -78,6 +82,24 @@ def handler_of(image: str, environ: Mapping[str, str]) -> str:
     if any(environ.get(variable) for variable in _SCRIPT_VARIABLES):
         return ""
     return _ALGORITHMS.get(_repository_of(image), "")
+
+
+def unknown_handler(name: str) -> str:
+    """
+    Why no model could be served by the POLYHOST_HANDLER of a container's Environment; "" where one may be.
+
+    A module of that name may lie in each archive, so `module:function` and `package.module` are taken.
+    """
+    known = f"write auto, {', '.join(kind.name for kind in KINDS)}, module:function or /dir/file.py:function"
+    try:
+        parse_handler(name)
+    except ValueError:
+        return f"is no handler: {known}"
+    path = name.partition(":")[0]
+    if path.startswith("/") and not Path(path).is_file():
+        return f"names the file {path}, which is not there: {known}"
+    is_known = name == "auto" or kind_named(name) is not None or any(mark in name for mark in ":./")
+    return "" if is_known else f"is no handler: {known}"
 
 
 def refusal_of(image: str, environ: Mapping[str, str]) -> str:
@@ -96,3 +118,9 @@ def refusal_of(image: str, environ: Mapping[str, str]) -> str:
 def _repository_of(image: str) -> str:
     match = _REPOSITORY.fullmatch(image)
     return match["repository"] if match else ""
+
+
+def tagged(image: str) -> str:
+    """`REPOSITORY:TAG` of an image, without its registry and digest; "" for what names none."""
+    match = _REPOSITORY.fullmatch(image)
+    return f"{match['repository']}:{match['tag'] or 'latest'}" if match else ""

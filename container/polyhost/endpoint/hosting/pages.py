@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from polyhost.endpoint.hosting.outcomes import Outcome
+
 _DEFAULT_PAGE = 10
 
 
@@ -72,8 +74,17 @@ def _read(token: str, by: str, order: str) -> tuple[Any, str]:
     try:
         token_by, token_order, first, name = json.loads(base64.urlsafe_b64decode(token))
     except (ValueError, binascii.Error, RecursionError, TypeError) as error:
-        raise BadToken("NextToken is none that this list has given") from error
+        raise BadToken("NextToken is not one of this list: begin again without it") from error
     kind: type | tuple[type, ...] = (int, float) if by == "CreationTime" else str
     if (token_by, token_order) != (by, order) or not isinstance(first, kind) or not isinstance(name, str):
         raise BadToken("NextToken is of a list that was sorted otherwise: begin again without it")
     return first, name
+
+
+def page_outcome(field: str, rows: Sequence[Row], asked: Mapping[str, Any]) -> Outcome:
+    """A page under its name in the answer. Raises BadToken."""
+    page, token = page_of(rows, asked)
+    answer: dict[str, Any] = {field: page}
+    if token:
+        answer["NextToken"] = token
+    return Outcome(answer)

@@ -1,46 +1,21 @@
 """
-Owns the file in which the control plane's resources survive the server: `state.sqlite3`.
+Where the control plane's resources are kept: what every place for them can do, and what those in memory share.
 
-Everything here blocks and belongs to one thread, the one that opened it. What a `transaction` wrote is on the disk
-when it has ended. One server at a time has the file.
+There are three: a file of one server's own (sqlite_state), a file that an operator writes (file_state), and an object
+of a bucket that several servers share (bucket_state). All of it blocks, and belongs to one thread.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from polyhost.errors import StartFailed
+T = TypeVar("T")
 
-FILE = "state.sqlite3"
 
-# The file's version is the number of these that have run. Append only: files of every earlier version are out there.
-_MIGRATIONS = (
-    """
-    CREATE TABLE resources (
-        kind TEXT NOT NULL,
-        -- Names differ in more than case.
-        key TEXT NOT NULL,
-        name TEXT NOT NULL,
-        created REAL NOT NULL,
-        modified REAL NOT NULL,
-        document TEXT NOT NULL,
-        PRIMARY KEY (kind, key)
-    ) WITHOUT ROWID;
-    CREATE TABLE tags (
-        arn TEXT NOT NULL,
-        key TEXT NOT NULL,
-        value TEXT NOT NULL,
-        PRIMARY KEY (arn, key)
-    ) WITHOUT ROWID;
-    """,
-)
+class StateFailed(Exception):
+    """It cannot be read or written now. What was to be changed is as it was."""
 
 
 @dataclass(frozen=True)
@@ -54,127 +29,98 @@ class Resource:
     document: Mapping[str, Any]
 
 
-class State:
+class State(Protocol):
     """
-    Raises StartFailed.
+    Names that differ only in case are the same. Everything is done within a transaction.
 
-    >>> with state.transaction():
-    ...     state.put(resource)
+    `poll_secs`: how often others may have changed it, 0.0 where nobody else can. `version` differs once they have.
+    `refusal`: why it is not changed here, in a sentence; "" where it is.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / FILE
-        try:
-            _make_private(folder, self._file)
-            # Statements outside a transaction are their own: ours begin and end where `transaction` says.
-            self._connection = sqlite3.connect(self._file, isolation_level=None, timeout=0)
-        except (OSError, sqlite3.Error) as error:
-            raise StartFailed(f"the state cannot be kept in {self._file}: {error}.") from error
-        try:
-            self._prepare()
-        except BaseException:
-            self._connection.close()
-            raise
+    poll_secs: float
+    refusal: str
 
-    def close(self) -> None:
-        self._connection.close()
+    @property
+    def version(self) -> object: ...
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            # A full disk may have ended it already.
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
+    def transact(self, work: Callable[[], T]) -> T:
+        """
+        Do `work` on the newest state; what it writes is kept, all of it or nothing. It may be called again.
 
-    # Resources
+        Raises StateFailed, and what `work` raises.
+        """
 
-    def get(self, kind: str, name: str) -> Resource | None:
-        row = self._connection.execute(
-            "SELECT kind, name, created, modified, document FROM resources WHERE kind = ? AND key = ?",
-            (kind, name.lower()),
-        ).fetchone()
-        return _resource(row) if row else None
+    def close(self) -> None: ...
+
+    def get(self, kind: str, name: str) -> Resource | None: ...
 
     def all(self, kind: str) -> Sequence[Resource]:
         """By name."""
-        rows = self._connection.execute(
-            "SELECT kind, name, created, modified, document FROM resources WHERE kind = ? ORDER BY key", (kind,)
-        )
-        return [_resource(row) for row in rows]
+
+    def put(self, resource: Resource) -> None: ...
+
+    def delete(self, kind: str, name: str) -> None: ...
+
+    def tags(self, arn: str) -> dict[str, str]: ...
+
+    def set_tags(self, arn: str, tags: Mapping[str, str]) -> None: ...
+
+
+class Contents(dict[tuple[str, str], Any]):
+    """
+    Everything of a state in memory, by kind and name in small letters; tags are of the kind TAGS, by ARN.
+
+    Values are never changed, only replaced: a copy is a snapshot.
+    """
+
+    def copy(self) -> Contents:
+        return Contents(self)
+
+
+TAGS = "tags"
+
+
+class InMemory:
+    """A `State` but for its transactions: those who keep it elsewhere add them."""
+
+    poll_secs = 0.0
+    refusal = ""
+
+    def __init__(self) -> None:
+        self.contents = Contents()
+
+    @property
+    def version(self) -> object:
+        return None
+
+    def transact(self, work: Callable[[], T]) -> T:
+        before = self.contents.copy()
+        try:
+            return work()
+        except BaseException:
+            self.contents = before
+            raise
+
+    def close(self) -> None:
+        pass
+
+    def get(self, kind: str, name: str) -> Resource | None:
+        return self.contents.get((kind, name.lower()))
+
+    def all(self, kind: str) -> Sequence[Resource]:
+        return [self.contents[key] for key in sorted(key for key in self.contents if key[0] == kind)]
 
     def put(self, resource: Resource) -> None:
-        self._connection.execute(
-            "REPLACE INTO resources (kind, key, name, created, modified, document) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                resource.kind,
-                resource.name.lower(),
-                resource.name,
-                resource.created,
-                resource.modified,
-                json.dumps(resource.document),
-            ),
-        )
+        self.contents[resource.kind, resource.name.lower()] = resource
 
     def delete(self, kind: str, name: str) -> None:
-        self._connection.execute("DELETE FROM resources WHERE kind = ? AND key = ?", (kind, name.lower()))
-
-    # Tags
+        self.contents.pop((kind, name.lower()), None)
 
     def tags(self, arn: str) -> dict[str, str]:
-        return dict(self._connection.execute("SELECT key, value FROM tags WHERE arn = ? ORDER BY key", (arn,)))
+        return dict(self.contents.get((TAGS, arn), {}))
 
     def set_tags(self, arn: str, tags: Mapping[str, str]) -> None:
-        self._connection.execute("DELETE FROM tags WHERE arn = ?", (arn,))
-        rows = [(arn, key, value) for key, value in tags.items()]
-        self._connection.executemany("INSERT INTO tags (arn, key, value) VALUES (?, ?, ?)", rows)
-
-    # Opening
-
-    def _prepare(self) -> None:
-        try:
-            # Exclusive before WAL: so there is no shared memory file, and a second server is refused.
-            self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            with self.transaction():
-                self._migrate()
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                raise StartFailed(
-                    f"{self._file} is in use by another server: give each its own --state-dir."
-                ) from error
-            raise StartFailed(f"the state cannot be kept in {self._file}: {error}.") from error
-        except sqlite3.DatabaseError as error:
-            raise StartFailed(
-                f"{self._file} is not readable as Polyhost's state ({error}): restore it from a backup, "
-                "or move it away to begin with none."
-            ) from error
-
-    def _migrate(self) -> None:
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version > len(_MIGRATIONS):
-            raise StartFailed(
-                f"{self._file} was written by a newer Polyhost (its version is {version}, this one reads up to "
-                f"{len(_MIGRATIONS)}): use that one, or another --state-dir."
-            )
-        for script in _MIGRATIONS[version:]:
-            # Not executescript, which would commit first.
-            for statement in script.split(";"):
-                self._connection.execute(statement)
-        self._connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
-
-
-def _make_private(folder: Path, file: Path) -> None:
-    """Environment variables of models may be secrets."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-
-
-def _resource(row: tuple[Any, ...]) -> Resource:
-    kind, name, created, modified, document = row
-    return Resource(kind, name, created, modified, json.loads(document))
+        if tags:
+            self.contents[TAGS, arn] = dict(sorted(tags.items()))
+        else:
+            self.contents.pop((TAGS, arn), None)

@@ -16,7 +16,6 @@ from polyhost.endpoint.measures.histogram import Observed
 from polyhost.endpoint.measures.tallies import Gauges, VariantTally
 from polyhost.log import METRICS_MEMBER, Structured
 
-MAX_VALUES = 100
 _NAMESPACE = re.compile(r"[A-Za-z0-9._/#:-]{1,255}")
 _MICROSECONDS = 1_000_000
 
@@ -26,6 +25,15 @@ class Datum(NamedTuple):
 
     unit: str
     value: float | dict[str, Any]
+
+
+class Minute(NamedTuple):
+    """What a variant's metrics were from `began_secs` on, which need not be a whole minute."""
+
+    endpoint: str
+    variant: str
+    began_secs: float
+    metrics: Mapping[str, Datum]
 
 
 def parse_namespace(text: str) -> str:
@@ -110,28 +118,23 @@ def of_ratio(ratio: float) -> Datum:
 class Document(Structured):
     """One minute of one variant. Its text is no document: CloudWatch reads the JSON form of the log only."""
 
-    def __init__(
-        self, namespace: str, endpoint: str, variant: str, began_secs: float, metrics: Mapping[str, Datum],
-    ) -> None:  # fmt: skip
+    def __init__(self, namespace: str, minute: Minute) -> None:
         self._namespace = namespace
-        self._endpoint = endpoint
-        self._variant = variant
-        self._began_secs = began_secs
-        self._metrics = metrics
+        self._minute = minute
 
     def __str__(self) -> str:
-        return f"metrics of {self._endpoint} {self._variant}"
+        return f"metrics of {self._minute.endpoint} {self._minute.variant}"
 
     def members(self) -> dict[str, Any]:
         directive = {
             "Namespace": self._namespace,
             "Dimensions": [["EndpointName", "VariantName"]],
-            "Metrics": [{"Name": name, "Unit": datum.unit} for name, datum in self._metrics.items()],
+            "Metrics": [{"Name": name, "Unit": datum.unit} for name, datum in self._minute.metrics.items()],
         }
         return {
             "message": str(self),
-            METRICS_MEMBER: {"Timestamp": int(self._began_secs * 1000), "CloudWatchMetrics": [directive]},
-            "EndpointName": self._endpoint,
-            "VariantName": self._variant,
-            **{name: datum.value for name, datum in self._metrics.items()},
+            METRICS_MEMBER: {"Timestamp": int(self._minute.began_secs * 1000), "CloudWatchMetrics": [directive]},
+            "EndpointName": self._minute.endpoint,
+            "VariantName": self._minute.variant,
+            **{name: datum.value for name, datum in self._minute.metrics.items()},
         }

@@ -17,7 +17,7 @@ from polyhost.endpoint.measures.tallies import Gauges, ModelTally, VariantTally
 
 _VARIANT = ("endpoint", "variant")
 _MODEL = (*_VARIANT, "model")
-# Of a histogram's classes those that people ask for.
+# The upper bounds that are exposed. A histogram has more of them.
 EXPOSED_SECS = (*(float(f"{step}e{decade}") for decade in range(-4, 2) for step in ("1", "2.5", "5")), 100.0)
 
 _COUNTERS: tuple[tuple[str, str, Callable[[VariantTally], int]], ...] = (
@@ -27,6 +27,11 @@ _COUNTERS: tuple[tuple[str, str, Callable[[VariantTally], int]], ...] = (
     ("model_cache_lookups", "Requests that looked for their model in memory.", lambda tally: tally.lookups),
     ("model_cache_hits", "Requests that found it there.", lambda tally: tally.hits),
     ("model_evictions", "Models unloaded to make room.", lambda tally: tally.evictions),
+    ("shadow_same_answers", "A shadow's answers that clients had got, too.", lambda tally: tally.shadow_same),
+    ("shadow_different_answers", "A shadow's answers that differ.", lambda tally: tally.shadow_different),
+    ("shadow_dropped_requests", "Copies that a shadow was too busy for.", lambda tally: tally.shadow_dropped),
+    ("captured_requests", "Requests that data capture has written.", lambda tally: tally.captured),
+    ("capture_dropped_requests", "Requests that data capture has lost.", lambda tally: tally.capture_dropped),
 )
 _DURATIONS: tuple[tuple[str, str, Callable[[VariantTally], Histogram]], ...] = (
     ("model_latency", "From asking the model to its answer.", lambda tally: tally.model_latency),
@@ -81,6 +86,18 @@ def _of_gauges(gauges: Gauges) -> Iterator[Metric]:
         ("cpu", "Of one core: two busy cores are 2.", gauges.cpu_utilization),
     ):
         yield GaugeMetricFamily(f"polyhost_{name}_utilization_ratio", words, value=ratio)
+    backlog = GaugeMetricFamily(
+        "polyhost_approximate_backlog_size", "Asynchronous calls that wait or are under way.", labels=["endpoint"]
+    )
+    for endpoint, count in gauges.backlogs.items():
+        backlog.add_metric([endpoint], count)
+    yield backlog
+    throttled = CounterMetricFamily(
+        "polyhost_throttled_requests", "Requests refused by their caller's rate limit.", labels=["caller"]
+    )
+    for caller, count in gauges.throttled.items():
+        throttled.add_metric([caller], count)
+    yield throttled
 
 
 def _of_models(variants: Collection[VariantTally]) -> Iterator[Metric]:

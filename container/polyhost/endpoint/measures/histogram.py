@@ -7,8 +7,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-# Thirteen to a decade, each up to a quarter wider than the one before, from 10 µs to 100 s. Together with the last
-# class, that of everything longer, they are fewer than 100: CloudWatch takes no more values of a metric at once.
+# Thirteen to a decade, each up to a quarter wider than the one before, from 10 µs to 100 s. One more class holds
+# everything longer. They are fewer than 100, because CloudWatch takes no more values of a metric at once.
 _STEPS = ("1", "1.2", "1.5", "1.8", "2.1", "2.5", "3", "3.5", "4.2", "5", "6", "7", "8.5")
 BOUNDS_SECS = (*(float(f"{step}e{decade}") for decade in range(-5, 2) for step in _STEPS), 100.0)
 
@@ -66,6 +66,21 @@ class Histogram:
         if secs > self._highest:  # noqa: PLR1730
             self._highest = secs
 
+    @classmethod
+    def of(cls, counts: list[int], sums: list[float]) -> Histogram:
+        """A histogram of another process's values. The lowest and the highest are known within their classes."""
+        histogram = cls()
+        histogram.counts, histogram.sums = counts, sums
+        observed = observed_in(counts, sums)
+        histogram._lowest, histogram._highest = observed.lowest, observed.highest
+        return histogram
+
+    def absorb(self, other: Histogram) -> None:
+        self.counts = [own + added for own, added in zip(self.counts, other.counts, strict=True)]
+        self.sums = [own + added for own, added in zip(self.sums, other.sums, strict=True)]
+        self._lowest = min(self._lowest, other._lowest)
+        self._highest = max(self._highest, other._highest)
+
     @property
     def count(self) -> int:
         return sum(self.counts)
@@ -100,7 +115,7 @@ def observed_in(counts: Sequence[int], sums: Sequence[float]) -> Observed:
 
 
 def observed_together(histograms: Iterable[Histogram]) -> Observed:
-    """Of several, since they were made."""
+    """What several histograms have observed since they were made."""
     filled = [(histogram.counts, histogram.sums) for histogram in histograms if any(histogram.counts)]
     if not filled:
         return Observed()

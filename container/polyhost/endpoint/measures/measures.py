@@ -1,6 +1,5 @@
 """
-What an endpoint's callers and its model cache were seen to do: for `GET /metrics`, the access log, CloudWatch and the
-dashboard.
+What an endpoint's callers and its model cache were seen to do: for `GET /metrics`, CloudWatch and the dashboard.
 
 One owner, one event loop. Recording is plain numbers; whoever wants them in another form pays when asking.
 """
@@ -8,59 +7,46 @@ One owner, one event loop. Recording is plain numbers; whoever wants them in ano
 from __future__ import annotations
 
 import asyncio
-import functools
-import json
 import logging
-import re
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from polyhost.endpoint.events import (
+    CACHE_EVENTS,
+    FOLLOWER_EVENTS,
+    ArchiveDeleted,
+    CacheEvent,
+    CallAnswered,
+    CallsCaptured,
+    FollowerEvent,
+    ModelLoaded,
+    ModelSwapped,
+    ModelUnloaded,
+    Publisher,
+    ShadowAnswered,
+    ShadowDropped,
+)
 from polyhost.endpoint.measures import emf
 from polyhost.endpoint.measures.exposition import families
 from polyhost.endpoint.measures.histogram import Histogram, observed_together
 from polyhost.endpoint.measures.tallies import NO_GAUGES, UNKNOWN, Gauges, ModelTally, Tallies, VariantTally
-from polyhost.log import Structured
 
-__all__ = ["AccessLine", "Call", "Event", "EventKind", "Gauges", "Measures", "Recent", "Snapshot", "Totals"]
+__all__ = ["Calls", "Event", "EventKind", "Gauges", "Measures", "Recent", "Snapshot", "Totals"]
 
-access_logger = logging.getLogger("polyhost.access")
 emf_logger = logging.getLogger("polyhost.emf")
 
 EVENTS_KEPT = 200
 SECONDS_KEPT = 60
 HISTORY_SECS = 300
 _PERIOD_SECS = 60
-_PLAIN = re.compile(r"[\w./:@+,()~$-]+", re.ASCII)
 
 EventKind = Literal["load", "evict", "unload", "swap"]
-
-
-class Call(NamedTuple):
-    """
-    An InvokeEndpoint that was answered.
-
-    `variant` is "" where there is no such endpoint, `target` where none was named; `model_secs` is 0.0 if no model
-    was asked; `was_hit` is None unless a model was looked up in the cache. `model_status`, where a model has
-    answered, says whose error a 424 is: it counts as the model's status.
-    """
-
-    request_id: str
-    endpoint: str
-    variant: str
-    target: str
-    status: int
-    bytes_in: int
-    bytes_out: int
-    total_secs: float
-    model_secs: float
-    was_hit: bool | None
-    model_status: int = 0
 
 
 class Event(NamedTuple):
@@ -76,7 +62,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class Totals:
-    """Of the endpoints there are, since the server started."""
+    """Sums over the present endpoints, since the server started."""
 
     invocations: int
     errors: int
@@ -89,7 +75,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Recent:
-    """Of a second, or of the last minute. Latency is the whole request's."""
+    """Figures of one second, or of the last minute. Latency is the whole request's."""
 
     requests: int
     errors: int
@@ -138,19 +124,37 @@ class _Second:
             self.lookups += 1
             self.hits += was_hit
 
+    def absorb(self, hits: Histogram) -> None:
+        self.total.absorb(hits)
+        count = hits.count
+        self.requests += count
+        self.lookups += count
+        self.hits += count
+
+
+class Calls(NamedTuple):
+    """How long calls took: in all, in their models, and beside those."""
+
+    total: Histogram
+    model: Histogram
+    overhead: Histogram
+
 
 class Measures(Collector):
     """
-    One per server; all calls on its event loop. `gauges` is whoever knows them.
+    One per server; all calls on its event loop. `gauges` finds what is so now.
 
     Raises ValueError if a customer may not write into `emf_namespace`.
     """
 
     gauges: Callable[[], Gauges]
 
-    def __init__(self, *, access_log: bool, emf_namespace: str | None, max_models: int = 1000) -> None:
+    def __init__(self, *, emf_namespace: str | None, max_models: int = 1000) -> None:
         self.gauges = lambda: NO_GAUGES
-        self._access_log = access_log
+        # Called before anybody is told: calls that other processes have answered may not be counted yet.
+        self.before_telling: Callable[[], None] = lambda: None
+        # Told once a minute, and when somebody asks, what was measured since the last time.
+        self.keep: Callable[[Sequence[emf.Minute]], None] = lambda _: None
         self._emf_namespace = None if emf_namespace is None else emf.parse_namespace(emf_namespace)
         self._tallies = Tallies(max_models)
         self._seconds: deque[_Second] = deque([_Second(-1)], maxlen=HISTORY_SECS)
@@ -160,8 +164,33 @@ class Measures(Collector):
 
     # What happened
 
-    def invocation(self, call: Call) -> None:
-        _, endpoint, name, target, status, _, _, total_secs, model_secs, was_hit, model_status = call
+    def subscribe_to(self, events: Publisher) -> None:
+        events.subscribe((CallAnswered,), self.invocation)
+        events.subscribe(CACHE_EVENTS, self.on_event)
+        events.subscribe(FOLLOWER_EVENTS, self.on_following)
+
+    def invocation(self, call: CallAnswered) -> None:
+        self._count(call)
+        self._this_second().add(call.total_secs, call.status >= 400, call.was_hit)
+
+    def on_following(self, event: FollowerEvent) -> None:
+        """What follows calls: a shadow variant has the same numbers as any other, and some of its own."""
+        match event:
+            case ShadowAnswered(call, is_same):
+                self._count(call)
+                shadow = self._tallies.variant(call.endpoint, call.variant)
+                shadow.shadow_same += is_same
+                shadow.shadow_different += not is_same
+            case ShadowDropped(endpoint, variant):
+                self._tallies.variant(endpoint, variant).shadow_dropped += 1
+            case CallsCaptured(endpoint, variant, written, dropped):
+                tally = self._tallies.variants.get((endpoint, variant))
+                if tally is not None:  # none: its endpoint has gone
+                    tally.captured += written
+                    tally.capture_dropped += dropped
+
+    def _count(self, call: CallAnswered) -> None:
+        _, endpoint, name, target, status, _, _, total_secs, model_secs, was_hit, wait_secs, model_status = call
         variant = self._tallies.variants.get((endpoint, name)) or self._tallies.variant(endpoint, name)
         is_error = status >= 400
         model = self._model_of(variant, target, was_hit) if target else None
@@ -178,6 +207,8 @@ class Measures(Collector):
         if was_hit is not None:
             variant.lookups += 1
             variant.hits += was_hit
+            if not was_hit:
+                variant.loading_wait.add(wait_secs)
         if model is not None:
             model.invocations += 1
             model.errors += is_error
@@ -186,11 +217,35 @@ class Measures(Collector):
             if model_secs > 0:
                 model.answered += 1
                 model.answered_secs += model_secs
-        self._this_second().add(total_secs, is_error, was_hit)
-        if self._access_log and access_logger.isEnabledFor(logging.INFO):
-            # As info() does, without its search for the caller's line of code.
-            record = logging.LogRecord(access_logger.name, logging.INFO, __file__, 0, AccessLine(call), (), None)
-            access_logger.handle(record)
+
+    def hits(self, endpoint: str, name: str, calls: Calls) -> None:
+        """Count calls that another process has answered since it last reported. Their models were resident."""
+        variant = self._tallies.variants.get((endpoint, name))
+        if variant is None:  # it went with its endpoint, whose series have ended
+            return
+        count = calls.total.count
+        variant.invocations += count
+        variant.lookups += count
+        variant.hits += count
+        variant.overhead_latency.absorb(calls.overhead)
+        variant.model_latency.absorb(calls.model)
+        self._this_second().absorb(calls.total)
+
+    def model_hits(self, endpoint: str, name: str, target: str, count: int, secs: float, *, is_resident: bool) -> None:
+        """
+        Count one model's share of `hits`. `secs`: how long the model took for all of them. `is_resident`: whether it is
+        still in memory; the series of a model that is not may have ended.
+        """
+        variant = self._tallies.variants.get((endpoint, name))
+        if variant is None:
+            return
+        model = variant.models.get(target)
+        if model is None:
+            model = self._tallies.model(variant, target) if is_resident else variant.other
+        model.invocations += count
+        model.hits += count
+        model.answered += count
+        model.answered_secs += secs
 
     def _this_second(self) -> _Second:
         moment = int(time.monotonic())
@@ -207,9 +262,17 @@ class Measures(Collector):
             model = variant.other if was_hit is None else self._tallies.model(variant, target)
         return model
 
-    def loading_wait(self, endpoint: str, variant: str, secs: float) -> None:
-        """A request has waited until its model was fetched and loaded."""
-        self._tallies.variant(endpoint, variant).loading_wait.add(secs)
+    def on_event(self, event: CacheEvent) -> None:
+        """What happens in the cache."""
+        match event:
+            case ModelLoaded(shelf, target, download_secs, load_secs):
+                self.loaded(shelf.endpoint, shelf.variant, target, download_secs=download_secs, load_secs=load_secs)
+            case ModelUnloaded(shelf, target, secs, was_evicted):
+                self.unloaded(shelf.endpoint, shelf.variant, target, secs, was_evicted=was_evicted)
+            case ModelSwapped(shelf, target, load_secs):
+                self.swapped(shelf.endpoint, shelf.variant, target, load_secs)
+            case ArchiveDeleted(shelf, target):
+                self.forget(shelf.endpoint, shelf.variant, target)
 
     def loaded(self, endpoint: str, variant: str, target: str, *, download_secs: float, load_secs: float) -> None:
         """`download_secs` is 0.0 where the archive was on disk."""
@@ -244,42 +307,49 @@ class Measures(Collector):
         self._tallies.forget(endpoint, variant, target)
 
     def forget_endpoint(self, endpoint: str) -> None:
-        """The endpoint was deleted: all its series end, after CloudWatch has the last of it."""
-        if self._emf_namespace is not None:
-            self._emit(self._emf_namespace, self._tallies.of_endpoint(endpoint))
+        """The endpoint was deleted: all its series end, after the last of it was told."""
+        self._tell(self._tallies.of_endpoint(endpoint))
         self._tallies.forget_endpoint(endpoint)
 
     # Who asks
 
     def collect(self) -> Iterator[Metric]:
+        self.before_telling()
         return families(self._tallies.variants.values(), self.gauges())
 
-    async def emit_every_minute(self) -> None:
-        """Until cancelled, and then once more what is left. Returns at once if CloudWatch is not to be told."""
-        if self._emf_namespace is None:
-            return
+    async def tell_every_minute(self) -> None:
+        """Until cancelled, and then once more what is left."""
         try:
             while True:
                 # By the clock: so are CloudWatch's minutes.
                 await asyncio.sleep(_PERIOD_SECS - time.time() % _PERIOD_SECS)
-                self._emit_all(self._emf_namespace)
+                self.take()
         finally:
-            self._emit_all(self._emf_namespace)
+            self.take()
 
-    def _emit_all(self, namespace: str) -> None:
+    def take(self) -> None:
+        """What was measured since the last time goes to `keep`, and to the log for CloudWatch."""
+        self.before_telling()
         for endpoint, variant in self.gauges().loaded_models:
             self._tallies.variant(endpoint, variant)
-        self._emit(namespace, self._tallies.variants.values())
+        self._tell(self._tallies.variants.values())
         self._period_began_secs = time.time()
 
-    def _emit(self, namespace: str, variants: Collection[VariantTally]) -> None:
+    def _tell(self, variants: Collection[VariantTally]) -> None:
         gauges = self.gauges()
-        for tally in variants:
-            metrics = emf.take_metrics(tally, gauges)
-            if metrics and tally.endpoint != UNKNOWN:
-                emf_logger.info(emf.Document(namespace, tally.endpoint, tally.name, self._period_began_secs, metrics))
+        began_secs = self._period_began_secs
+        minutes = [
+            emf.Minute(tally.endpoint, tally.name, began_secs, metrics)
+            for tally in variants
+            if tally.endpoint != UNKNOWN and (metrics := emf.take_metrics(tally, gauges))
+        ]
+        self.keep(minutes)
+        if self._emf_namespace is not None:
+            for minute in minutes:
+                emf_logger.info(emf.Document(self._emf_namespace, minute))
 
     def snapshot(self) -> Snapshot:
+        self.before_telling()
         now = int(time.monotonic())
         by_moment = {second.moment: second for second in self._seconds}
         minute = [by_moment.get(moment) for moment in range(now - SECONDS_KEPT + 1, now + 1)]
@@ -293,22 +363,19 @@ class Measures(Collector):
         )
 
     def history(self, after: int) -> list[tuple[int, Recent]]:
-        """Of the last HISTORY_SECS, the seconds after `after` that are over and had requests, with their numbers."""
+        """The finished seconds after `after` that had requests, within the last HISTORY_SECS, with their figures."""
+        self.before_telling()
         now = int(time.monotonic())
         first = max(after + 1, now - HISTORY_SECS)
         return [(second.moment, _recent_of(second, now)) for second in self._seconds if first <= second.moment < now]
 
     @property
     def invocations_ever(self) -> int:
-        """Of the endpoints there are."""
+        """How many invocations the present endpoints have had."""
         return sum(tally.invocations for tally in self._tallies.variants.values())
 
-    @property
-    def events_ever(self) -> int:
-        return self._events_ever
-
     def models(self, endpoint: str, variant: str) -> Mapping[str, ModelTally]:
-        """Of those that have numbers of their own, by target; a live view, to be read and not kept."""
+        """The models that are counted one by one, by target. A live view: read it, do not keep it."""
         tally = self._tallies.variants.get((endpoint, variant))
         return tally.models if tally else {}
 
@@ -348,52 +415,3 @@ def _recent_of(second: _Second, now: int) -> Recent:
     if second.closed is None:
         second.closed = _recent([second])
     return second.closed
-
-
-class AccessLine(Structured):
-    """A line of the access log. Names are a client's: one that is not plain is quoted, with escapes."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-
-    def __str__(self) -> str:
-        call = self._call
-        return (
-            f"{_quoted(call.request_id)} InvokeEndpoint "
-            f"endpoint={_quoted_once(call.endpoint)} variant={_quoted_once(call.variant)} "
-            f"target={_quoted_once(call.target)} status={call.status} "
-            f"bytes_in={call.bytes_in} bytes_out={call.bytes_out} total_ms={call.total_secs * 1000:.3f} "
-            f"model_ms={call.model_secs * 1000:.3f} loaded={_hit_or_miss(call.was_hit) or '-'}"
-        )
-
-    def members(self) -> dict[str, Any]:
-        call = self._call
-        return {
-            "message": "InvokeEndpoint",
-            "request_id": call.request_id,
-            "endpoint": call.endpoint,
-            "variant": call.variant,
-            "target": call.target,
-            "status": call.status,
-            "bytes_in": call.bytes_in,
-            "bytes_out": call.bytes_out,
-            "total_ms": round(call.total_secs * 1000, 3),
-            "model_ms": round(call.model_secs * 1000, 3),
-            "loaded": _hit_or_miss(call.was_hit),
-        }
-
-
-def _quoted(name: str) -> str:
-    if not name:
-        return "-"
-    return name if _PLAIN.fullmatch(name) and name != "-" else json.dumps(name)
-
-
-# For names that come again and again.
-_quoted_once = functools.lru_cache(maxsize=1024)(_quoted)
-
-
-def _hit_or_miss(was_hit: bool | None) -> str | None:
-    return None if was_hit is None else "hit" if was_hit else "miss"

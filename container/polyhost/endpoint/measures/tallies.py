@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from polyhost.endpoint.measures.histogram import Histogram
@@ -21,12 +22,19 @@ _FOLDED_SHARE = 16
 
 
 class Gauges(NamedTuple):
-    """What is so now. `loaded_models` by endpoint and variant; a CPU utilization of 1.0 is one whole core."""
+    """
+    What is so now. `loaded_models` by endpoint and variant; a CPU utilization of 1.0 is one whole core.
+
+    `backlogs`: how many calls of each asynchronous endpoint wait or are under way. `throttled`: how many requests of
+    each caller were refused by its rate limit.
+    """
 
     loaded_models: Mapping[tuple[str, str], int]
     memory_utilization: float
     disk_utilization: float
     cpu_utilization: float
+    backlogs: Mapping[str, int] = MappingProxyType({})
+    throttled: Mapping[str, int] = MappingProxyType({})
 
 
 NO_GAUGES = Gauges({}, 0.0, 0.0, 0.0)
@@ -44,7 +52,7 @@ class Counts(NamedTuple):
 class ModelTally:
     invocations: int = 0
     errors: int = 0
-    # Of those that the model has answered.
+    # Calls that the model has answered.
     answered: int = 0
     answered_secs: float = 0.0
     hits: int = 0
@@ -75,14 +83,18 @@ class VariantTally:
     """`models` by target; what has no entry there is in `other`, which is there too: nothing else can have its name."""
 
     __slots__ = (
-        "_taken", "downloading", "endpoint", "errors_4xx", "errors_5xx", "evictions", "hits", "invocations", "loading",
-        "loading_wait", "lookups", "model_latency", "models", "name", "other", "overhead_latency", "unloading",
+        "_taken", "capture_dropped", "captured", "downloading", "endpoint", "errors_4xx", "errors_5xx", "evictions",
+        "hits", "invocations", "loading", "loading_wait", "lookups", "model_latency", "models", "name", "other",
+        "overhead_latency", "shadow_different", "shadow_dropped", "shadow_same", "unloading",
     )  # fmt: skip
 
     def __init__(self, endpoint: str, name: str) -> None:
         self.endpoint = endpoint
         self.name = name
         self.invocations = self.errors_4xx = self.errors_5xx = self.lookups = self.hits = self.evictions = 0
+        self.captured = self.capture_dropped = 0
+        # Of a shadow variant: answers that were those of the production variants, and requests that it was not sent.
+        self.shadow_same = self.shadow_different = self.shadow_dropped = 0
         self.model_latency = Histogram()
         self.overhead_latency = Histogram()
         self.loading_wait = Histogram()

@@ -1,0 +1,1 @@
+"""`polyhost demo`: sample models, served to be tried."""
