@@ -26,7 +26,8 @@ ENGINES = ("mms", "native")
 
 # A test that uses one of these fixtures starts a process or a server, or shares one.
 _STARTING_FIXTURES = {
-    "bucket", "cloud", "fleet", "home", "page", "s3", "s3_url", "samples", "server", "servers", "start", "start_fleet",
+    "bucket", "cloud", "fleet", "fonts", "home", "page", "s3", "s3_url", "samples", "server", "servers", "start",
+    "start_fleet",
 }  # fmt: skip
 # A test file that can name one of these may start a process.
 _STARTING_NAMES = (control_plane_in, EndpointServer, Process, Server, ThreadedMotoServer, subprocess, under)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,13 @@ def test_the_smaller_is_advised_if_its_p99_is_as_good(small_p99_ms: float, words
     assert advice(results).startswith(words)
 
 
+@pytest.fixture
+def fonts() -> None:
+    """Where matplotlib is used for the first time in a home, it asks a process which fonts there are."""
+    importlib.import_module("matplotlib.font_manager")
+
+
+@pytest.mark.usefixtures("fonts")
 def test_nothing_is_advised_where_requests_failed() -> None:
     """
     Speed of wrong answers is none; the report has the errors, escaped.
@@ -118,6 +126,7 @@ def test_nothing_is_advised_where_requests_failed() -> None:
     assert "4 × &lt;b&gt;oops" in page(results, series(results), "words", {"cpu": "any"})  # noqa: RUF001
 
 
+@pytest.mark.usefixtures("fonts")
 def test_endpoints_of_others_have_the_users_side_alone() -> None:
     """
     No panel is empty, and the report says where the rest is.
