@@ -286,7 +286,9 @@ CHUNKS = (
     one("chunked-case", head(b"POST /models/mirror/invoke HTTP/1.1", b"Transfer-Encoding: Chunked")
         + b"3\r\nabc\r\n0\r\n\r\n"),
     doubtful("chunked-and-length", chunked(b"3\r\nabc\r\n0\r\n\r\n", b"Content-Length: 3")),
-    doubtful("chunked-and-length-smuggled", chunked(b"0\r\n\r\n" + get(b"/models/smuggled"), b"Content-Length: 5")),
+    # Two requests in one piece: like those of PIPELINES, MMS answers the second with or without an x-request-id.
+    Case("chunked-and-length-smuggled",
+         (chunked(b"0\r\n\r\n" + get(b"/models/smuggled"), b"Content-Length: 5"),), may_be_silent=True, is_raced=True),
     doubtful("chunked-twice", chunked(b"3\r\nabc\r\n0\r\n\r\n", b"Transfer-Encoding: chunked")),
     doubtful("chunked-after-identity", head(b"POST /models/mirror/invoke HTTP/1.1",
                                             b"Transfer-Encoding: identity, chunked") + b"3\r\nabc\r\n0\r\n\r\n"),
