@@ -406,7 +406,9 @@ def _tar_members(stream: _TarStream) -> Iterator[tuple[tarfile.TarInfo, Iterator
     """Each entry with what it holds, which is to be read before the next one is asked for."""
     stream.begin_headers()
     with tarfile.open(fileobj=stream, mode="r:") as tar:
-        while member := tar.next():
+        # None where the first header is damaged. `next` would go on behind it, and that entry would be missing.
+        has_any = tar.firstmember is not None  # type: ignore[attr-defined]
+        while has_any and (member := tar.next()):
             stream.begin_data()
             yield member, _data_of(stream, tar, member)
             tar.members.clear()  # type: ignore[attr-defined] # it would keep all of them
