@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import signal
@@ -44,7 +45,9 @@ class Servers:
         wanted = (engine, tuple(arguments), tuple(sorted((environ or {}).items())))
         if self._server is None or wanted != self._wanted:
             self.stop()
-            self._server, self._wanted = Server(engine, arguments, environ), wanted
+            # As its users have it.
+            told = {"POLYHOST_IMPORT_FRAMEWORKS": "early", **(environ or {})}
+            self._server, self._wanted = Server(engine, arguments, told), wanted
         return self._server
 
     def stop(self) -> None:
@@ -101,8 +104,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> GroupSche
 
 
 def pytest_configure() -> None:
-    """Told to end, a run ends its servers: as Ctrl-C does it."""
+    """
+    Told to end, a run ends its servers: as Ctrl-C does it.
+
+    What is collected stays: to look through all of it for garbage, again and again, is a third of the collection's
+    time.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 _STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen"}

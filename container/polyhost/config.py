@@ -26,6 +26,7 @@ LOG_FORMATS = ("text", "json")
 AUTHS = ("off", "sigv4")
 # `shared` is for many small scripts: one takes 0.8 MB so, and 6 MB in a process of its own.
 ISOLATIONS = ("auto", "shared", "process")
+IMPORTS = ("early", "late")
 # What the hardened mode takes from models' processes.
 RESTRICTIONS = ("files", "signals", "network", "syscalls", "limits", "workers")
 
@@ -432,6 +433,13 @@ class IsolationSettings:
         "Choose which models share processes: with `auto`, those that bring no code and that our handlers serve; with "
         "`shared`, all; with `process`, none. Engine `native`.",
         choices=ISOLATIONS,
+    )
+    import_frameworks: str = setting(
+        "early",
+        "Import the frameworks once, before a model is loaded, so that all processes share them (`early`); or in each "
+        "process that needs them (`late`), for scripts that need none: a first load takes 1 s less then. Engine "
+        "`native`.",
+        choices=IMPORTS,
     )
     pass_env: tuple[str, ...] = setting(
         (),

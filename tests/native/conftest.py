@@ -63,6 +63,8 @@ def house_folders(samples_folder: Path) -> list[Path]:
 
 
 class NativeServer(Server):
+    import_frameworks = "early"
+
     def request(self, method: str, target: str, body: bytes | str | None = None, **headers: str) -> Answer:
         """A server that hangs fails its test, and says in its log where."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}

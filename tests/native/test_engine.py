@@ -13,6 +13,7 @@ from polyhost.engine.errors import EngineError, ModelNotFound, OutOfMemory
 from polyhost.engine.loads import log_failed_load
 from polyhost.engine.native.engine import NativeEngine
 from polyhost.engine.protocol import Registration
+from polyhost.limits import Limits
 
 
 async def _nothing_special(*_: object) -> SimpleNamespace:
@@ -30,10 +31,9 @@ class _Interrupted(NativeEngine):
         self._inspector: Any = SimpleNamespace(inspect=_nothing_special)
         self._registry: Any = SimpleNamespace(find=lambda _: None, add=lambda _: None)
         self._numbers = itertools.count(1)
-        self._timeout_secs = 1.0
         self._kept_rows: Any = SimpleNamespace(find=_nothing)
         self._isolation, self._has_own_workers_for_pickles = "auto", False
-        self._workers_per_model = 1
+        self._limits = Limits.of({"default_workers_per_model": "1"})
         self.has_begun, self.is_unloaded = asyncio.Event(), asyncio.Event()
 
     async def _load_copies(self, model: Any, count: int) -> None:

@@ -23,6 +23,7 @@ from polyhost.engine.native.engine import NativeEngine
 from polyhost.engine.native.models import PlainModel
 from polyhost.engine.native.rows import Kept, stamp_of
 from polyhost.engine.protocol import Item, Registration
+from polyhost.limits import Limits
 from polyhost.metrics import Metrics
 from polyhost_handlers.base import ModelSource
 from polyhost_handlers.compiled.library import library
@@ -213,8 +214,9 @@ def new_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int
 
     def make(budget_bytes: int) -> tuple[NativeEngine, bytes]:
         engine = NativeEngine(
-            inspector=inspector, environ=environ, shared_workers=0, workers_per_model=1, response_timeout_secs=5.0,
-            max_response_bytes=1000, job_queue_size=9, isolation="auto", budget_bytes=budget_bytes, metrics=Metrics(),
+            inspector=inspector, environ=environ, shared_workers=0,
+            limits=Limits.of({"default_workers_per_model": "1"}),
+            isolation="auto", budget_bytes=budget_bytes, metrics=Metrics(),
         )  # fmt: skip
         return engine, kept.encoded()
 

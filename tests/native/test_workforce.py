@@ -83,16 +83,10 @@ def test_other_servers_of_the_tests_outlive_an_engine_in_their_process(tmp_path:
         server.stdin.close()
 
 
-@pytest.fixture
-def imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers are there sooner."""
-    monkeypatch.setattr(workforces, "_MODULES", ())
-
-
 async def started(hardening: Any = None) -> Workforce:
     workforce = Workforce(
         environ={**os.environ, "PYTHONPATH": PATH}, numbers=itertools.count(1), shared_count=1, hardening=hardening,
-        max_response_bytes=1_000_000, has_readers=False,
+        max_response_bytes=1_000_000, has_readers=False, modules=(),
     )  # fmt: skip
     await workforce.start()
     return workforce
@@ -129,7 +123,6 @@ async def stop_beside_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(forking.exception(), OSError)
 
 
-@pytest.mark.usefixtures("imports_nothing")
 def test_a_stop_ends_what_is_being_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a load, which is no task of the workforce's."""
     with adopting():
@@ -152,7 +145,6 @@ async def stop_while_confining(monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_ended
 
 
-@pytest.mark.usefixtures("imports_nothing")
 def test_a_stop_ends_what_is_being_confined(monkeypatch: pytest.MonkeyPatch) -> None:
     with adopting():
         uvloop.run(asyncio.wait_for(stop_while_confining(monkeypatch), 120))
@@ -189,7 +181,6 @@ async def stopped_while_confined(folder: Path) -> None:
         await workforce.stop()
 
 
-@pytest.mark.usefixtures("imports_nothing")
 def test_a_worker_that_does_not_answer_while_it_is_confined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads waited for it for ever: no one looked after it yet."""
     monkeypatch.setattr(workforces, "_CONFINE_TIMEOUT_SECS", 0.1)

@@ -185,6 +185,8 @@ class Server:
 
     # Models of tests lie anywhere.
     model_root = "/"
+    # Hundreds are started. Most load a script: a second of imports for each would be a third of all tests' time.
+    import_frameworks = "late"
 
     def __init__(
         self, engine: str, arguments: Sequence[str] = (), environ: Mapping[str, str] | None = None, port: int = 0,
@@ -199,7 +201,7 @@ class Server:
              "--model-root", self.model_root, "--fronts", os.environ.get("FRONTS", "1"), *arguments],
              {
                  **clean, **told_to(engine), "SAGEMAKER_BASE_DIR": str(self.temp / "no-model"),
-                 "TMPDIR": str(self.temp), **(environ or {}),
+                 "TMPDIR": str(self.temp), "POLYHOST_IMPORT_FRAMEWORKS": self.import_frameworks, **(environ or {}),
              },
         )  # fmt: skip
         try:

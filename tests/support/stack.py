@@ -26,6 +26,7 @@ from polyhost.engine.native.engine import NativeEngine
 from polyhost.engine.native.pool import Worker
 from polyhost.engine.protocol import Answer, Item, Registration, WhenDone
 from polyhost.engine.source import Inspector
+from polyhost.limits import Limits
 from polyhost.metrics import Metrics
 from polyhost.service_errors import DiskFull
 from polyhost.unpacking import Unpacker
@@ -262,8 +263,8 @@ class Stack:
             unpacker=Unpacker(environ, 60.0),
         )  # fmt: skip
         engine = NativeEngine(
-            inspector=inspector, environ=environ, shared_workers=1, workers_per_model=1, response_timeout_secs=60.0,
-            max_response_bytes=MIB, job_queue_size=100, isolation="auto", budget_bytes=1024 * MIB, metrics=Metrics(),
+            inspector=inspector, environ=environ, shared_workers=1, isolation="auto", budget_bytes=1024 * MIB,
+            limits=Limits.of({"default_workers_per_model": "1"}), metrics=Metrics(),
         )  # fmt: skip
         await artifacts.start()
         await engine.start()

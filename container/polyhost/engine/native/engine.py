@@ -41,9 +41,10 @@ from polyhost.engine.native.registry import Model, Registry, described
 from polyhost.engine.native.retiring import Retiring
 from polyhost.engine.native.rows import RowModel
 from polyhost.engine.native.variables import environment_for
-from polyhost.engine.native.workforce import Workforce
+from polyhost.engine.native.workforce import FRAMEWORKS, HANDLERS, Workforce
 from polyhost.engine.protocol import PROCESSING, Item, Registration, Stream, WhenDone
 from polyhost.engine.source import Inspector, Source
+from polyhost.limits import Limits
 from polyhost.metrics import Metrics
 from polyhost.tasks import look_at
 
@@ -55,23 +56,20 @@ class NativeEngine:
         inspector: Inspector,
         environ: Mapping[str, str],
         shared_workers: int,
-        workers_per_model: int,
-        response_timeout_secs: float,
-        max_response_bytes: int,
-        job_queue_size: int,
+        limits: Limits,
         isolation: str,
         budget_bytes: int | None,
         metrics: Metrics,
         hardening: Hardening | None = None,
+        modules: tuple[str, ...] = (*FRAMEWORKS, *HANDLERS),
     ) -> None:
         """`budget_bytes`: None for a share of what there is, less what the idle server uses."""
         self.has_ended = False
         self.on_end: Callable[[], None] = lambda: None
         self._inspector = inspector
-        self._workers_per_model = workers_per_model
-        self._timeout_secs = response_timeout_secs
+        self._limits = limits
         # How many requests may wait for each copy of a model.
-        self._job_queue_size = job_queue_size
+        self._job_queue_size = limits.job_queue_size
         self._isolation = isolation
         self._has_own_workers_for_pickles = hardening is not None and hardening.has_own_workers
         # Model code does not get what the front predicts with, not even to read: not where it may run in a worker that
@@ -85,15 +83,16 @@ class NativeEngine:
             numbers=self._numbers,
             shared_count=shared_workers,
             hardening=hardening,
-            max_response_bytes=max_response_bytes,
+            max_response_bytes=limits.max_response_bytes,
             has_readers=has_readers,
+            modules=modules,
         )
         retiring = Retiring(self._registry, self._workforce, numbers=self._numbers)
         self._admission = Admission(budget_bytes, self._registry, self._workforce, retiring)
         self._kept_rows = KeptRows(self._registry, inspector, self._workforce.keep)
         self._loader = Loader(
             self._registry, self._workforce, self._admission, self._kept_rows, retiring,
-            numbers=self._numbers, max_response_bytes=max_response_bytes,
+            numbers=self._numbers, max_response_bytes=limits.max_response_bytes,
         )  # fmt: skip
         self._dispatcher = Dispatcher(self._workforce, self._loader, metrics, numbers=self._numbers)
 
@@ -131,7 +130,7 @@ class NativeEngine:
         self._registry.add(model)
         workers = registration.initial_workers
         if workers is None:
-            workers = self._workers_per_model
+            workers = self._limits.workers_per_model
         if workers == 0:
             return f'Model "{name}" registered'
         if found is not None and await self._has_kept_rows(model, found, workers):
@@ -169,7 +168,7 @@ class NativeEngine:
         return True
 
     def _new_model(self, name: str, source: Source, registration: Registration) -> Model:
-        timeout_secs = registration.response_timeout_secs or self._timeout_secs
+        timeout_secs = registration.response_timeout_secs or self._limits.response_timeout_secs
         model = Model(
             key=next(self._numbers),
             name=name,
@@ -262,7 +261,7 @@ class NativeEngine:
         if script is None:
             return None
         environment = environment_for(script.environment, registration.environ, has_code=True)
-        timeout_secs = registration.load_timeout_secs or self._timeout_secs
+        timeout_secs = registration.load_timeout_secs or self._limits.response_timeout_secs
         is_there = contextlib.nullcontext(Path(registration.url))
         with is_there if registration.url else self._inspector.empty_folder() as folder:
             return await self._workforce.try_script(environment, script.path, folder, timeout_secs)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from polyhost.engine.native.engine import NativeEngine
 from polyhost.engine.native.hardening import hardening_of
+from polyhost.engine.native.workforce import FRAMEWORKS, HANDLERS
 from polyhost.engine.start import handlers_environ, inspector_of
 from polyhost.memory import cpu_limit
 from polyhost.metrics import Metrics
@@ -14,7 +15,7 @@ from polyhost.plan import Plan
 
 def native_engine(plan: Plan, run: Path, metrics: Metrics) -> NativeEngine:
     """`run`: a folder of this run's own. Raises InvalidSetting."""
-    config, limits = plan.config, plan.limits
+    config = plan.config
     hardening = hardening_of(plan, run)
     unpacked = run / "models"  # archives that are no folders
     unpacked.mkdir()
@@ -23,11 +24,9 @@ def native_engine(plan: Plan, run: Path, metrics: Metrics) -> NativeEngine:
         inspector=inspector_of(plan, environ, unpacked),
         environ=environ,
         shared_workers=cpu_limit(),
-        workers_per_model=limits.workers_per_model,
-        max_response_bytes=limits.max_response_bytes,
-        response_timeout_secs=limits.response_timeout_secs,
-        job_queue_size=limits.job_queue_size,
+        limits=plan.limits,
         isolation=config.isolation,
+        modules=(*(FRAMEWORKS if config.import_frameworks == "early" else ()), *HANDLERS),
         metrics=metrics,
         budget_bytes=config.memory_budget,
         hardening=hardening,

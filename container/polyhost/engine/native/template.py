@@ -36,11 +36,10 @@ def main() -> None:
     die_with_parent(front_pid, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     configure(os.environ.get("POLYHOST_LOG_FORMAT", "text"))
-    gc.disable()  # imports make much and drop little: looking through it again and again is a tenth of their time
+    gc.disable()  # imports make much and drop little: looking through it takes a tenth of their time
     for module in sys.argv[2:]:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
-    gc.collect()
     gc.freeze()
     gc.enable()
     while True:

@@ -54,8 +54,8 @@ _FIRST_DELAY_SECS = 0.1
 _MAX_DELAY_SECS = 5.0
 # What goes wrong in a task that is kept, and is told to those who wait for it.
 _TOLD = (EngineError, WorkerLost, OSError, EOFError)
-# What a template imports: the frameworks, and all handlers of ours.
-_MODULES = (
+# What a template may import, for all of its workers.
+FRAMEWORKS = (
     "numpy",
     "scipy.sparse",
     "xgboost",
@@ -64,6 +64,8 @@ _MODULES = (
     "joblib",
     "onnxruntime",
     "mxnet",
+)
+HANDLERS = (
     "mms.service",
     "mms.metrics.metrics_store",
     *(kind.module for kind in KINDS),
@@ -81,6 +83,7 @@ class Workforce:
         hardening: Hardening | None,
         max_response_bytes: int,
         has_readers: bool,
+        modules: tuple[str, ...] = (*FRAMEWORKS, *HANDLERS),
     ) -> None:
         """`numbers`: of orders, the engine's too. `has_readers`: whether shared workers read compiled models."""
         self._environ = dict(environ)
@@ -88,6 +91,7 @@ class Workforce:
         self._hardening = hardening
         self._max_response_bytes = max_response_bytes
         self._has_readers = has_readers
+        self._modules = modules
         # Called when a worker has ended, its orders not yet told.
         self.on_lost: Callable[[Worker], None] = lambda _: None
         # Called when a shared worker is busy for long with the model of that number, and others wait.
@@ -236,8 +240,8 @@ class Workforce:
 
     def _template_of(self, environment: Environment) -> Template:
         if environment not in self._templates:
-            is_hardened = self._hardening is not None
-            self._templates[environment] = _new_template(environment, self._environ, is_hardened=is_hardened)
+            further = template_variables(environment, is_hardened=self._hardening is not None)
+            self._templates[environment] = _new_template(environment.python, self._environ, further, self._modules)
         return self._templates[environment]
 
     def _lost(self, worker: Worker) -> None:
@@ -350,11 +354,17 @@ def _growth_of(worker: Worker) -> Growth:
     return Growth(worker.heap.loaded_bytes + frameworks_bytes, worker.heap.used_bytes, is_busy=worker.load > 0)
 
 
-def _new_template(environment: Environment, environ: Mapping[str, str], *, is_hardened: bool) -> Template:
-    """`environ`: the server's own; it comes before what the definition of a Python environment sets."""
-    name = environment.python
-    told = {**variables_of(name, environ), **environ, **template_variables(environment, is_hardened=is_hardened)}
-    return Template(interpreter_of(name, environ) or sys.executable, (*imports_of(name, environ), *_MODULES), told)
+def _new_template(
+    python: str, environ: Mapping[str, str], further: Mapping[str, str], modules: tuple[str, ...]
+) -> Template:
+    """
+    `python`: a Python environment's name, "" for the server's own. `modules`: to import after those it names itself.
+
+    `environ`: the server's own; it comes before what the definition of a Python environment sets. `further`: of the
+    models.
+    """
+    told = {**variables_of(python, environ), **environ, **further}
+    return Template(interpreter_of(python, environ) or sys.executable, (*imports_of(python, environ), *modules), told)
 
 
 def _is_free(worker: Worker) -> bool:
