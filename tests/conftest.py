@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
 import os
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import botocore.session
 import pytest
 from durations import Durations, Line, Looks, cpu_secs, is_checked, table
 from lanes import ENGINES, GroupScheduling, has_long_form, is_pure, place_of
@@ -74,6 +76,14 @@ def samples_folder() -> Path:
 def server(engine: str, servers: Servers) -> Server:
     """A multi-model server with the default handler."""
     return servers.get(engine, environ={"SAGEMAKER_MULTI_MODEL": "true"})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_loader() -> Iterator[None]:
+    """boto3 reads its descriptions of services once for all tests, not for each session again, which takes 0.3 s."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.session, "create_loader", functools.cache(botocore.session.create_loader))
+        yield
 
 
 # Before pytest's own hook, which reads the marks.

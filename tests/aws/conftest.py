@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import botocore.session
 import pytest
 import requests
 from click.testing import CliRunner
@@ -65,14 +64,6 @@ class Shell:
         done = self.try_(*arguments, answers=answers)
         assert done.code == 0, done.said
         return done
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_loader() -> Iterator[None]:
-    """boto3 reads its description of SageMaker once for all tests, not for each command again, which takes 0.3 s."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(botocore.session, "create_loader", functools.cache(botocore.session.create_loader))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -165,7 +165,7 @@ deployments = st.builds(
 )
 
 
-@settings(max_examples=examples(200))
+@settings(max_examples=examples(100))
 @given(st.lists(deployments, min_size=1, max_size=4))
 def test_whatever_was_there_one_plan_is_enough(history: list[Deployment]) -> None:
     """

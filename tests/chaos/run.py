@@ -29,7 +29,7 @@ _COLD_SHARE = 0.05
 # Right answers before a fault, and after it.
 _ANSWERS = 60
 _ANSWERS_WITHIN_SECS = 30
-_LEFTOVERS_GONE_WITHIN_SECS = 30
+LEFTOVERS_GONE_WITHIN_SECS = 30.0
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,20 @@ class Result:
 class Runner:
     """Tries faults on Polyhost and on MMS; one server at a time, kept from one fault to the next."""
 
-    def __init__(self, store: Store, seed: int, max_secs: float, say: Callable[[Result], None]) -> None:
-        """`max_secs`: when they are over no further fault is tried."""
+    def __init__(
+        self, store: Store, seed: int, max_secs: float, say: Callable[[Result], None],
+        leftovers_secs: float = LEFTOVERS_GONE_WITHIN_SECS,
+    ) -> None:  # fmt: skip
+        """
+        `max_secs`: when they are over no further fault is tried.
+
+        `leftovers_secs`: how long what a fault has left may take to go.
+        """
         self._deadline = time.monotonic() + max_secs
         self._store = store
         self._seed = seed
         self._say = say
+        self._leftovers_secs = leftovers_secs
         self._is_uploaded = False
         self._cold: Iterator[Model] = iter(())
 
@@ -130,7 +138,7 @@ class Runner:
             fault.inject(scene)
             recovery_secs = _recovery_secs(target, max(fault.recovers_within_secs, target.patience_secs))
             traffic.wait_for_right(_ANSWERS, _ANSWERS_WITHIN_SECS)
-        left = _wait_until_gone(target, before, fault.more_memory_bytes)
+        left = _wait_until_gone(target, before, fault.more_memory_bytes, self._leftovers_secs)
         restart, more = self._restarted(target, before, rng)
         samples = [*traffic.samples, *scene.samples]
         result = Result(
@@ -230,8 +238,8 @@ def _recovery_secs(target: Target, within_secs: float) -> float | None:
     return None
 
 
-def _wait_until_gone(target: Target, before: census.Census, more_memory_bytes: int) -> list[str]:
-    deadline = time.monotonic() + _LEFTOVERS_GONE_WITHIN_SECS
+def _wait_until_gone(target: Target, before: census.Census, more_memory_bytes: int, secs: float) -> list[str]:
+    deadline = time.monotonic() + secs
     while True:
         left = census.leftovers(before, target.census(), more_memory_bytes)
         if not left or time.monotonic() > deadline:

@@ -232,7 +232,7 @@ def main(minutes: float, seed: int | None, out: Path | None, *, self_test: bool)
     become_subreaper()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     seed = int(time.time()) if seed is None else seed
-    secs = 60.0 if self_test else minutes * 60
+    secs = 36.0 if self_test else minutes * 60
     warm_up_secs = min(300.0, secs / 4)
     click.echo(f"Seed {seed}. {secs / 60:g} minutes, of which {warm_up_secs:.0f} s are warm-up.")
     try:

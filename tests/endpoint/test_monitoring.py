@@ -80,10 +80,14 @@ def address(watched: Watched) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(params=["json", "query"])
-def cloudwatch(request: pytest.FixtureRequest, address: str, tmp_path: Path) -> Iterator[Any]:
-    """boto3's client, as later releases speak and as those before 1.42 do."""
-    session = query_session(tmp_path / "botocore") if request.param == "query" else boto3.Session()
+@pytest.fixture(scope="module", params=["json", "query"])
+def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> boto3.Session:
+    """boto3's, as later releases speak and as those before 1.42 do."""
+    return query_session(tmp_path_factory.mktemp("botocore")) if request.param == "query" else boto3.Session()
+
+
+@pytest.fixture
+def cloudwatch(session: boto3.Session, address: str) -> Iterator[Any]:
     reader = session.client(
         "cloudwatch", endpoint_url=address, region_name="us-east-1", aws_access_key_id="any",
         aws_secret_access_key="any", config=Config(parameter_validation=False, retries={"max_attempts": 0}),
@@ -99,7 +103,9 @@ def query_session(folder: Path) -> boto3.Session:
     (folder / "cloudwatch" / "2010-08-01").mkdir(parents=True)
     (folder / "cloudwatch" / "2010-08-01" / "service-2.json").write_text(json.dumps(model))
     session = botocore.session.get_session()
-    session.get_component("data_loader").search_paths.insert(0, str(folder))
+    session.register_component(
+        "data_loader", botocore.loaders.Loader([str(folder), *botocore.loaders.Loader().search_paths])
+    )
     return boto3.Session(botocore_session=session)
 
 

@@ -275,7 +275,7 @@ TENSORS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=examples(150))
+@settings(max_examples=examples(75))
 @given(st.lists(TENSORS | JUNK, max_size=3), st.binary(max_size=20), st.none() | st.integers(-5, 5))
 def test_whatever_comes_is_read_or_refused(inputs: list[Any], behind: bytes, length: int | None) -> None:
     text = json.dumps({"inputs": inputs}).encode()

@@ -228,7 +228,7 @@ def test_any_body(kind: str, models: dict[str, Handler]) -> None:
     # A script that is the identity fails by itself.
     allowed = {200, 204, 400, 415} | ({500} if isinstance(model, ScriptHandler) else set())
 
-    @settings(max_examples=examples(150), suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples(75), suppress_health_check=list(HealthCheck))
     @example(array_file("'<U1'", b"\xff\xff\xff\xff", (1, 1)), "application/x-npy", "application/json")
     @given(body=BODIES, content_type=st.sampled_from(CONTENT_TYPES), accept=st.sampled_from(ACCEPTS))
     def answers(body: bytes, content_type: str, accept: str) -> None:

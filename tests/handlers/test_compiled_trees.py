@@ -100,7 +100,7 @@ def loaded(booster: xgboost.Booster, folder: Path) -> Any:
 @pytest.mark.parametrize("booster", ["gbtree", "dart"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_answers_are_xgboosts_to_the_last_bit(objective: str, booster: str, tmp_path: Path) -> None:
-    for seed in range(by_form(short=2, long=60)):
+    for seed in range(by_form(short=2, long=24)):
         model, rows = trained(objective, booster, seed)
         predictor = predictor_of(loaded(model, tmp_path))
         assert isinstance(predictor, CompiledPredictor)
@@ -116,7 +116,7 @@ def test_answers_are_xgboosts_to_the_last_bit(objective: str, booster: str, tmp_
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="they are compiled there alone")
 @pytest.mark.parametrize("objective", [objective for objective in OBJECTIVES if objective not in OF_TREES_ALONE])
 def test_answers_of_linear_boosters_are_xgboosts_to_the_last_bit(objective: str, tmp_path: Path) -> None:
-    for seed in range(by_form(short=3, long=60)):
+    for seed in range(by_form(short=3, long=24)):
         model, rows = trained(objective, "gblinear", seed)
         predictor = predictor_of(loaded(model, tmp_path))
         assert isinstance(predictor, CompiledPredictor), predictor.way
@@ -143,7 +143,7 @@ def test_a_linear_booster_without_rounds_stays_with_xgboost(tmp_path: Path) -> N
 def test_the_artifact_says_the_same_as_xgboost_when_it_writes_it_anew(
     objective: str, booster: str, tmp_path: Path
 ) -> None:
-    for seed in range(by_form(short=3, long=30)):
+    for seed in range(by_form(short=3, long=12)):
         model, _ = trained(objective, booster, seed)
         by_artifact = loaded(model, tmp_path)
         # What splits by categories is compiled of what XGBoost writes; categories that no tree uses make no difference.
@@ -163,7 +163,7 @@ def step(threshold: float) -> CompiledTrees:
     return CompiledTrees(sealed(blob_of(nodes, Description(1, np.array([0]), None, starts, Transform.IDENTITY))))
 
 
-@settings(max_examples=examples(400))
+@settings(max_examples=examples(200))
 @given(NUMBER)
 @example("3.402823364973241e+38")
 def test_numbers_of_csv_are_pythons(text: str) -> None:
@@ -200,7 +200,7 @@ def test_damaged_blobs_are_refused(kind: str, tmp_path: Path) -> None:
         with pytest.raises(DamagedBlob):
             CompiledTrees(blob[:size].copy() if size else np.zeros(1, np.uint8))
     chosen = random.Random(5)
-    for _ in range(by_form(short=300, long=20_000)):
+    for _ in range(by_form(short=300, long=8_000)):
         damaged = blob.copy()
         damaged[chosen.randrange(len(blob))] ^= 1 << chosen.randrange(8)
         with pytest.raises(DamagedBlob):
@@ -214,7 +214,7 @@ def test_blobs_of_malice_do_not_leave_their_bytes(tmp_path: Path) -> None:
     np.save(tmp_path / "blob.npy", compiled_blob(booster, rounds_of(booster)))
     np.save(tmp_path / "rows.npy", rows[:20])
     done = subprocess.run(
-        [sys.executable, "-c", _MALICE, str(tmp_path), str(by_form(short=2000, long=100_000))],
+        [sys.executable, "-c", _MALICE, str(tmp_path), str(by_form(short=2000, long=40_000))],
         capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

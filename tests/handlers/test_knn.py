@@ -297,7 +297,7 @@ def test_numbers_that_are_none_are_refused_wherever_they_are(kind: str) -> None:
     assert refused > 10
 
 
-@settings(max_examples=examples(120))
+@settings(max_examples=examples(60))
 @given(data=st.data())
 def test_a_damaged_index_is_refused_or_read(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Cut off anywhere, or with any bytes changed: an index or a sentence, and memory in proportion to the file."""

@@ -330,7 +330,7 @@ def test_a_zip_that_unpacks_to_more_than_a_linear_model_has(tmp_path: Path, load
         load("linear_learner_handler", tmp_path)
 
 
-@settings(max_examples=examples(60))
+@settings(max_examples=examples(30))
 @given(data=st.data())
 def test_a_damaged_archive_is_refused_or_read(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Cut off anywhere, or with any bytes changed, zipped or not: a model or a sentence."""

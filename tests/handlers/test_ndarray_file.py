@@ -24,7 +24,7 @@ ANY_ARRAY = st.sampled_from(DTYPES).flatmap(
 )
 
 
-@settings(max_examples=examples(50))
+@settings(max_examples=examples(25))
 @given(contents=st.dictionaries(st.text(max_size=8), ANY_ARRAY, max_size=4))
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, contents: dict[str, np.ndarray]) -> None:
     """Every type, scalars and empty arrays, names of any letters."""
@@ -89,7 +89,7 @@ def test_broken_files(content: bytes, sentence: str) -> None:
         read_params(content)
 
 
-@settings(max_examples=examples(200))
+@settings(max_examples=examples(100))
 @given(data=st.data())
 def test_any_damage_is_broken_params_or_arrays(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Never another exception."""

@@ -623,7 +623,7 @@ def test_weights_in_a_file_of_the_archive(tmp_path: Path, load: Callable[..., Mo
     assert load("onnx_handler", tmp_path).ask(b"0,0").json() == {"predictions": [[1, 2]]}
 
 
-@settings(max_examples=examples(200))
+@settings(max_examples=examples(100))
 @given(content=st.binary(max_size=40) | st.binary(max_size=30).map(lambda tail: b"\x3a\x20\x2a\x1elocation" + tail))
 def test_any_bytes_have_names_or_are_broken(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     """

@@ -69,7 +69,7 @@ def test_csv(body: str) -> None:
     assert_read_alike(body, CSV)
 
 
-@settings(max_examples=examples(150))
+@settings(max_examples=examples(75))
 @given(st.text(alphabet="0123456789.,,,\n\n-+eEaNn #\"'\r\t\0éj_", max_size=40))
 def test_any_csv(body: str) -> None:
     assert_read_alike(body, CSV)
@@ -95,7 +95,7 @@ documents = st.recursive(
 )
 
 
-@settings(max_examples=examples(150))
+@settings(max_examples=examples(75))
 @given(documents)
 def test_any_json(document: Any) -> None:
     assert_read_alike(json.dumps(document), JSON)
@@ -108,7 +108,7 @@ arrays = npst.arrays(
 )
 
 
-@settings(max_examples=examples(100))
+@settings(max_examples=examples(50))
 @given(arrays)
 def test_any_npy(values: Any) -> None:
     assert_read_alike(npy(values), NPY)
@@ -118,7 +118,7 @@ def test_npy_of_records() -> None:
     assert_read_alike(npy(np.array([(1, 2.5, "a")], dtype="i4,f8,U3")), NPY)
 
 
-@settings(max_examples=examples(50))
+@settings(max_examples=examples(25))
 @given(
     npst.arrays(st.sampled_from(["f8", "f4", "i8"]), npst.array_shapes(min_dims=2, max_dims=2, max_side=4)),
     st.sampled_from(["csr", "csc", "coo", "dia", "bsr"]),
@@ -169,7 +169,7 @@ def test_what_is_answered(prediction: Any, media_type: str) -> None:
     assert_written_alike(prediction, media_type)
 
 
-@settings(max_examples=examples(150))
+@settings(max_examples=examples(75))
 @given(documents | arrays, st.sampled_from([JSON, CSV, NPY]))
 def test_anything_is_answered_alike(prediction: Any, media_type: str) -> None:
     assert_written_alike(prediction, media_type)

@@ -39,9 +39,9 @@ def loadtest(*arguments: str, results: Path, **environ: str) -> subprocess.Compl
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_models, "ROUNDS", 50)  # a quarter as long to train
+        patch.setattr(make_models, "ROUNDS", 10)  # a twentieth as long to train
         make_models.make(folder / "models")
-    minutes = by_form(short=0.15, long=2.0)
+    minutes = by_form(short=0.15, long=1.0)
     done = loadtest("--minutes", str(minutes), "--users", str(USERS), "--spawn-rate", "12", results=folder)
     assert done.returncode == 0, done.stderr
     assert f"report: {folder / 'report.html'}" in done.stdout

@@ -40,7 +40,7 @@ def deframed(pieces: list[bytes]) -> list[Message]:
     return [message for piece in pieces for message in deframer.feed(piece)]
 
 
-@settings(max_examples=examples(100))
+@settings(max_examples=examples(50))
 @given(MESSAGES, st.lists(st.integers(0, 3000), max_size=12))
 def test_messages_cut_anywhere_are_the_messages(messages: list[Message], places: list[int]) -> None:
     data = b"".join(map(bytes, map(frame, messages)))
@@ -49,7 +49,7 @@ def test_messages_cut_anywhere_are_the_messages(messages: list[Message], places:
     assert deframed([data[at : at + 1] for at in range(len(data))]) == messages
 
 
-@settings(max_examples=examples(100))
+@settings(max_examples=examples(50))
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=5))
 def test_any_bytes_are_messages_or_a_broken_frame(data: bytes, places: list[int]) -> None:
     """Cut or whole: the same messages, and the same end."""

@@ -102,7 +102,7 @@ def test_whatever_the_front_answers_its_handler_answers_too(name: str, models: d
     assert in_front is not None
     answered = 0
 
-    @settings(max_examples=examples(150))
+    @settings(max_examples=examples(75))
     @given(body=BODIES, content_type=st.sampled_from(CONTENT_TYPES), accept=st.sampled_from(ACCEPTS))
     def alike(body: bytes, content_type: str, accept: str) -> None:
         nonlocal answered

@@ -79,7 +79,7 @@ def test_a_handler_of_what_is_compiled_answers_as_that_of_the_archive(
     source = ModelSource(tmp_path / "nowhere", "again", {"SAGEMAKER_MULTI_MODEL": "true"})
     again = Again(XGBoostHandler.of_compiled(memory.ctypes.data, len(memory), source))
 
-    @settings(max_examples=examples(60))
+    @settings(max_examples=examples(30))
     @given(call=CALLS, accept=ACCEPTS)
     def alike(call: tuple[str, bytes], accept: str) -> None:
         headers = {"content-type": call[0], **({"accept": accept} if accept else {})}

@@ -27,7 +27,7 @@ def received(buffers: Buffers, body: bytes) -> bytes:
     return buffers.body_in(buffer)
 
 
-@settings(max_examples=examples(50))
+@settings(max_examples=examples(25))
 @given(st.lists(st.tuples(SIZES, st.booleans()), max_size=12))
 def test_a_body_stays_as_it_came_whatever_comes_later(bodies: list[tuple[int, bool]]) -> None:
     """Longer or shorter, and whether somebody still has it (`is_held`) or not."""

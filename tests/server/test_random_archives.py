@@ -162,7 +162,7 @@ def by_tarfile(data: bytes, folder: Path) -> dict[str, bytes | None]:
     return on_disk(folder)
 
 
-@settings(max_examples=examples(150))
+@settings(max_examples=examples(75))
 @given(TREES, FORMS)
 def test_a_tar_is_what_the_model_says(entries: list[Entry], form: int) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -175,7 +175,7 @@ def test_a_tar_is_what_the_model_says(entries: list[Entry], form: int) -> None:
     assert found == tree
 
 
-@settings(max_examples=examples(50))
+@settings(max_examples=examples(25))
 @given(st.lists(GOOD, min_size=1, max_size=8), st.data(), FORMS)
 def test_a_tar_is_what_python_unpacks(entries: list[Entry], data: st.DataObject, form: int) -> None:
     """Where both unpack it. Links at the end: Python's would change with a later entry of their file's name."""
@@ -193,7 +193,7 @@ def test_a_tar_is_what_python_unpacks(entries: list[Entry], data: st.DataObject,
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@settings(max_examples=examples(50))
+@settings(max_examples=examples(25))
 @given(st.lists(st.one_of(GOOD, ENTRIES), min_size=1, max_size=5))
 def test_a_zip_is_what_the_model_says(entries: list[Entry]) -> None:
     """A zip has no hard links, and tells a folder by the slash behind its name."""

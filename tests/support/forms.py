@@ -20,7 +20,7 @@ IS_LONG = FORM in ("long", "fuzz")
 # How long a test goes on that `make fuzz` has given a time; None: as long as it takes.
 FUZZ_SECS = int(os.environ["POLYHOST_FUZZ_SECS"]) if "POLYHOST_FUZZ_SECS" in os.environ else None
 # How many times as many examples Hypothesis tries.
-_MORE_EXAMPLES = 20
+_MORE_EXAMPLES = 15
 
 
 def use_profile() -> None:
