@@ -111,7 +111,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, samples_folder: Path) -> It
     code.mkdir()
     (code / "serve_it.py").write_text(SAYS)
     packed(code, models / "sourcedir.tar.gz")
-    server = EndpointServer("native", models, environ={"POLYHOST_IMPORT_FRAMEWORKS": "early"})
+    server = EndpointServer("native", models)
     server.models = models
     yield server
     assert server.stop() == 0, server.process.log

@@ -16,6 +16,8 @@ from support.traffic import Traffic
 # Two rows: a worker answers them. One row of a compiled model is answered by the front (test_rows.py).
 HOUSE = b"1998,2150,3,2.5,0.4,2\n1971,1400,2,1,0.2,1"
 MODELS_IN_FLEET = 20
+# As users have it: the frameworks are there before the first model.
+EARLY = {"POLYHOST_IMPORT_FRAMEWORKS": "early"}
 
 
 @dataclass
@@ -63,8 +65,6 @@ def house_folders(samples_folder: Path) -> list[Path]:
 
 
 class NativeServer(Server):
-    import_frameworks = "early"
-
     def request(self, method: str, target: str, body: bytes | str | None = None, **headers: str) -> Answer:
         """A server that hangs fails its test, and says in its log where."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -100,7 +100,7 @@ def start() -> Iterator[StartServer]:
 @pytest.fixture
 def start_fleet(start: StartServer, house_folders: list[Path]) -> Callable[..., Fleet]:
     def start_one(*arguments: str) -> Fleet:
-        fleet = Fleet(start(*arguments), house_folders)
+        fleet = Fleet(start(*arguments, environ=EARLY), house_folders)
         fleet.load()
         return fleet
 
@@ -118,7 +118,7 @@ class Fleets:
         if self._fleet is not None and not self._fleet.is_healthy():
             self.stop()
         if self._fleet is None:
-            self._fleet = Fleet(start_native(), self._folders)
+            self._fleet = Fleet(start_native(environ=EARLY), self._folders)
             self._fleet.load()
         return self._fleet
 

@@ -18,7 +18,7 @@ _TOASTS_STAY = """
 const remove = Element.prototype.remove;
 Element.prototype.remove = function () { if (!this.classList.contains("toast")) remove.call(this); };
 """
-_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
 def chromium() -> str:
