@@ -181,6 +181,11 @@ class EndpointHalf:
         )  # fmt: skip
 
 
+def _expects_buckets(config: Config) -> bool:
+    """Whoever serves a folder may never ask one."""
+    return config.state is not None or config.models is None or config.models.startswith("s3://")
+
+
 def endpoint_half(
     plan: Plan, environ: Mapping[str, str], engine: Engine, metrics: Metrics, write_line: Callable[[str], None]
 ) -> EndpointHalf:
@@ -217,6 +222,7 @@ def endpoint_half(
         environ=environ,
         refresh_secs=config.refresh_secs,
         unpack_secs=config.unpack_timeout_secs,
+        expects_buckets=_expects_buckets(config),
     )
     cache = ModelCache(
         engine,

@@ -16,7 +16,7 @@ from polyhost.artifacts.transfers import Settings
 class Unpacker:
     def __init__(self, environ: Mapping[str, str], unpack_secs: float) -> None:
         settings = Settings(
-            dict(environ), connect_secs=0, read_secs=0, fetch_secs=0, unpack_secs=unpack_secs, has_stores=False
+            dict(environ), connect_secs=0, read_secs=0, fetch_secs=0, unpack_secs=unpack_secs, expects_buckets=False
         )
         self._process = Fetcher(settings)
         self._has_started = False

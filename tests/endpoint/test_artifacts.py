@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import psutil
 import pytest
 import uvloop
@@ -76,9 +75,7 @@ def source_of(folder: Path) -> str:
 @contextlib.asynccontextmanager
 async def running(cache: Path, url: str = NOWHERE, attempts: int = 1, **settings: Any) -> AsyncIterator[Artifacts]:
     settings = {"budget_bytes": 10_000_000, "refresh_secs": 60, "environ": environ_for(url, attempts), **settings}
-    artifacts = Artifacts(cache, **settings)
-    if url == NOWHERE:  # where folders alone are asked the fetcher need not import boto3, which takes long
-        artifacts._fetcher._settings = msgspec.structs.replace(artifacts._fetcher._settings, has_stores=False)
+    artifacts = Artifacts(cache, expects_buckets=url != NOWHERE, **settings)
     await artifacts.start()
     try:
         yield artifacts
@@ -1318,7 +1315,7 @@ def test_a_stop_while_the_fetcher_starts_leaves_no_process(steps: int) -> None:
     before = set(psutil.Process().children())
 
     async def stop_after(steps: int) -> None:
-        settings = Settings({}, connect_secs=1, read_secs=1, fetch_secs=1, unpack_secs=1, has_stores=False)
+        settings = Settings({}, connect_secs=1, read_secs=1, fetch_secs=1, unpack_secs=1, expects_buckets=False)
         fetcher = Fetcher(settings)
         fetcher.start()
         for _ in range(steps):
@@ -1334,7 +1331,7 @@ def test_a_stop_while_the_fetcher_ends_leaves_no_process() -> None:
     before = set(psutil.Process().children())
 
     async def stop() -> None:
-        settings = Settings({}, connect_secs=1, read_secs=1, fetch_secs=1, unpack_secs=1, has_stores=False)
+        settings = Settings({}, connect_secs=1, read_secs=1, fetch_secs=1, unpack_secs=1, expects_buckets=False)
         fetcher = Fetcher(settings)
         fetcher.start()
         while fetcher._writer is None:  # noqa: ASYNC110 - nobody tells

@@ -18,7 +18,7 @@ class OrderThatEnds(dict[int, threading.Event]):
 
 def test_an_order_that_ends_while_it_is_cancelled() -> None:
     """The fetcher ended, and with it all that others had asked."""
-    settings = Settings({}, connect_secs=0, read_secs=0, fetch_secs=0, unpack_secs=60, has_stores=False)
+    settings = Settings({}, connect_secs=0, read_secs=0, fetch_secs=0, unpack_secs=60, expects_buckets=False)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         fetcher = _Fetcher(theirs, settings)

@@ -74,13 +74,16 @@ class Artifacts:
         read_secs: float = _READ_SECS,
         fetch_secs: float = _FETCH_SECS,
         unpack_secs: float = _UNPACK_SECS,
+        expects_buckets: bool = True,
     ) -> None:
         """
         `budget_bytes`: None for a share of the free disk. `environ`: of the fetcher, with AWS's variables.
 
+        `expects_buckets`: whether it gets ready to ask S3 at once, or when it is first asked to.
+
         `refresh_secs`: how long it is believed what a store has; 0 for never asking again about what is on disk.
         """
-        settings = Settings(dict(environ), connect_secs, read_secs, fetch_secs, unpack_secs)
+        settings = Settings(dict(environ), connect_secs, read_secs, fetch_secs, unpack_secs, expects_buckets)
         self._disk = Disk(folder, budget_bytes)
         self._fetcher = Fetcher(settings, on_fetcher_restart)
         self._tasks = Tasks()

@@ -110,7 +110,7 @@ class _Fetcher:
         self._connection = connection
         self._sending = threading.Lock()
         self._unpack_secs = settings.unpack_secs
-        self._has_stores = settings.has_stores
+        self._expects_buckets = settings.expects_buckets
         # By order, while it is carried out: set when it is not wanted any more.
         self._cancelled: dict[int, threading.Event] = {}
         self._s3 = S3(settings.connect_secs, settings.read_secs, settings.fetch_secs)
@@ -119,7 +119,7 @@ class _Fetcher:
         self._questions = SourceThreads(_QUESTIONS)
 
     def serve(self, orders: Iterator[Question | Cancel]) -> None:
-        if self._has_stores:
+        if self._expects_buckets:
             threading.Thread(target=self._warm_up, daemon=True).start()
         for order in orders:
             if isinstance(order, Cancel):
