@@ -109,14 +109,15 @@ class Section:
 # Reading the code
 
 
-def error_texts() -> Iterator[ErrorText]:
+@functools.cache
+def error_texts() -> tuple[ErrorText, ...]:
     """All that has words, in the order of the code."""
-    for module, tree, call in _errors():
-        constants = _constants(tree)
-        for argument in call.args:
-            text = " ".join(_text(argument, constants).split())
-            if " " in text:
-                yield ErrorText(module, call.lineno, text)
+    return tuple(
+        ErrorText(module, call.lineno, text)
+        for module, tree, call in _errors()
+        for argument in call.args
+        if " " in (text := " ".join(_text(argument, _constants(tree)).split()))
+    )
 
 
 def error_codes() -> set[str]:
@@ -125,14 +126,13 @@ def error_codes() -> set[str]:
     return {word for word in words if re.fullmatch(r"[A-Z][a-z]+([A-Z][a-z]+)+", word)}
 
 
-def all_texts() -> Iterator[str]:
+@functools.cache
+def all_texts() -> tuple[str, ...]:
     """Every text of the code: some errors are put together before they are raised."""
-    for tree in _modules().values():
-        nodes = list(ast.walk(tree))
-        parts = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
-        for node in nodes:
-            if isinstance(node, ast.Constant | ast.JoinedStr) and id(node) not in parts:
-                yield " ".join(_text(node, {}).split())
+    nodes = [node for tree in _modules().values() for node in ast.walk(tree)]
+    parts = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    texts = [node for node in nodes if isinstance(node, ast.Constant | ast.JoinedStr) and id(node) not in parts]
+    return tuple(" ".join(_text(node, {}).split()) for node in texts)
 
 
 @functools.cache
@@ -141,13 +141,15 @@ def _modules() -> Mapping[str, ast.Module]:
     return {str(file.relative_to(folder)): ast.parse(file.read_text()) for folder, file in files}
 
 
-def _errors() -> Iterator[tuple[str, ast.Module, ast.Call]]:
+@functools.cache
+def _errors() -> tuple[tuple[str, ast.Module, ast.Call], ...]:
     kinds = _kinds(_modules().values()) | MAKERS
+    found = []
     for module, tree in _modules().items():
         counted = kinds | {"ValueError"} if Path(module).name in PARSERS else kinds
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and _called(node) in counted:
-                yield module, tree, node
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        found += [(module, tree, call) for call in calls if _called(call) in counted]
+    return tuple(found)
 
 
 def _kinds(trees: Iterable[ast.Module]) -> frozenset[str]:
@@ -170,6 +172,7 @@ def _called(call: ast.Call) -> str:
     return ""
 
 
+@functools.cache
 def _constants(tree: ast.Module) -> dict[str, str]:
     """The texts that a module gives names to."""
     return {

@@ -20,6 +20,8 @@ from support.server import Server
 use_profile()
 # Tests count processes: a server has one front, however many CPUs there are, unless a test wants more.
 os.environ.setdefault("POLYHOST_FRONTS", "1")
+# Threads of XGBoost that wait for the next of hundreds of small predictions sleep: the CPUs are for other tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 MODELS = Path(__file__).parent / "contract" / "models"
 ROOT = Path(__file__).parent.parent

@@ -194,7 +194,7 @@ class Server:
         self.engine = engine
         self.port = port or free_port()
         self.temp = Path(tempfile.mkdtemp(prefix="ph-test-"))
-        ours = re.compile(r"SAGEMAKER|POLYHOST|MMS_|AWS_|PYTHONPATH")
+        ours = re.compile(r"SAGEMAKER|POLYHOST|MMS_|AWS_|OMP_|PYTHONPATH")
         clean = {name: value for name, value in os.environ.items() if not ours.match(name)}
         self.process = Process(
             [sys.executable, "-m", "polyhost", "serve", "--engine", engine, "--port", str(self.port),
