@@ -529,6 +529,7 @@ def test_every_endpoint_has_its_models(chromium: Browser, samples_folder: Path, 
         server.kill()
 
 
+@pytest.mark.second_stage
 def test_fifty_thousand_models(chromium: Browser, samples_folder: Path, tmp_path: Path) -> None:
     """The last page, a search, a sort and a load, with nothing in the page but what it shows."""
     one = Path(shutil.copy(samples_folder / "houston.tar.gz", tmp_path / "one"))

@@ -117,6 +117,7 @@ def _is_of(process: psutil.Process, folder: Path) -> bool:
     return any(str(folder) in part for part in process.info["cmdline"] or ())
 
 
+@pytest.mark.second_stage
 def test_an_endpoint_that_is_not_ours_needs_no_server(results: Path) -> None:
     """
     As SageMaker's: Locust calls the name it is given at whatever address boto3 finds; here nobody answers there.

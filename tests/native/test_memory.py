@@ -90,6 +90,7 @@ def large_folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return folders
 
 
+@pytest.mark.second_stage
 def test_many_models_give_their_memory_back(start: StartServer, large_folders: list[Path]) -> None:
     """
     Unloaded and idle, the processes' PSS is back within 10 % + 20 MB. Before that, with all of them loaded, a worker

@@ -23,6 +23,8 @@ from conftest import ENVIRONMENTS, MXNET_PYTHON, ROOT
 from support.endpoint import EndpointServer, client, packed, served
 from support.lru import lru_hits
 
+# Two SDKs with a Python each: in the first stage tests/endpoint/test_sdk.py asks the newer one.
+pytestmark = pytest.mark.second_stage
 HERE = Path(__file__).parent
 SDK_ENVIRONMENTS = {1: ENVIRONMENTS / "sagemaker-v1", 2: ENVIRONMENTS / "sagemaker"}
 SCRIPTS = {1: "scripts/install-sagemaker-v1", 2: "scripts/install-sagemaker"}
@@ -181,7 +183,6 @@ def churn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.second_stage
 @needs_sdk(2)
 def test_churn_at_two_endpoints(run: Run, bucket_keys: dict[str, str], churn: Path) -> None:
     """
@@ -294,7 +295,6 @@ def profile(tmp_path: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.second_stage
 @needs_sdk(1)
 def test_pipeline_and_a_role(
     run: Run, pipeline: Pipeline, auth_file: Path, profile: dict[str, str], aws_url: str, bucket_keys: dict[str, str]
