@@ -41,6 +41,7 @@ def state_of_0_1_0(folder: Path, models: Path) -> Path:
     return folder
 
 
+@pytest.mark.second_stage
 def test_the_state_of_0_1_0_is_served_without_a_hand(tmp_path: Path, models: Path) -> None:
     """Multi-model and single-model endpoints, variants, environments and tags; and it is as good for a second start."""
     folder = tmp_path / "state"

@@ -65,7 +65,7 @@ def invoke_busy(fleet: Fleet, folder: Path) -> Answer:
     return fleet.server.invoke("busy", f"{TOIL},0")
 
 
-@pytest.mark.parametrize("begin", [load_busy, invoke_busy])
+@pytest.mark.parametrize("begin", [load_busy, pytest.param(invoke_busy, marks=pytest.mark.second_stage)])
 def test_a_busy_worker_that_is_stopped_keeps_none_of_its_models(
     start: StartServer, house_folders: list[Path], tmp_path: Path, begin: Callable[[Fleet, Path], Answer]
 ) -> None:

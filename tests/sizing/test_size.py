@@ -109,6 +109,7 @@ def test_traffic_is_replayed_and_hosts_are_compared(found: Any) -> None:
     assert found["layouts"][-1]["price_per_month"] == pytest.approx(8 * 0.02 * 720)
 
 
+@pytest.mark.second_stage
 def test_a_request_of_the_users_own_and_tables(samples_folder: Path, temp: Path) -> None:
     """
     A model that takes none of ours answers the user's; nothing stays behind, no process and no file.
