@@ -181,7 +181,7 @@ class EndpointHalf:
         )  # fmt: skip
 
 
-def _expects_buckets(config: Config) -> bool:
+def expects_buckets(config: Config) -> bool:
     """Whoever serves a folder may never ask one."""
     return config.state is not None or config.models is None or config.models.startswith("s3://")
 
@@ -222,7 +222,7 @@ def endpoint_half(
         environ=environ,
         refresh_secs=config.refresh_secs,
         unpack_secs=config.unpack_timeout_secs,
-        expects_buckets=_expects_buckets(config),
+        expects_buckets=expects_buckets(config),
     )
     cache = ModelCache(
         engine,

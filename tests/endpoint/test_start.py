@@ -9,11 +9,26 @@ import sys
 from pathlib import Path
 
 import pytest
+from polyhost.config import Config
+from polyhost.endpoint_server import expects_buckets
 from polyhost.limits import endpoints_timeout_secs
 from support.endpoint import EndpointServer
 from support.server import Server, free_port
 
 HOUSE = "1998,2150,3,2.5,0.4,2"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (Config(models="/srv/models/"), False),
+        (Config(models="s3://bucket/models/"), True),
+        (Config(), True),  # endpoints that clients make are of buckets, as a rule
+        (Config(models="/srv/models/", state="s3://bucket/state/"), True),
+    ],
+)
+def test_which_servers_get_ready_for_buckets(config: Config, *, expected: bool) -> None:
+    assert expects_buckets(config) == expected
 
 
 def refusal(*arguments: str, code: int = 2) -> str:

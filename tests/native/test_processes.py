@@ -396,6 +396,30 @@ def test_process_gives_every_model_its_own(start: StartServer, tmp_path: Path, h
     assert {process.pid for process in living(server)} == before
 
 
+@pytest.mark.parametrize(("when", "found"), [("early", "True"), ("late", "False")])
+def test_frameworks_are_there_before_a_script_or_when_it_imports_them(
+    start: StartServer, tmp_path: Path, when: str, found: str
+) -> None:
+    import xgboost
+
+    (tmp_path / "script" / "code").mkdir(parents=True)
+    (tmp_path / "script" / "code" / "inference.py").write_text("""
+import sys
+FOUND = "xgboost" in sys.modules
+import xgboost
+
+def model_fn(model_dir):
+    return xgboost.__version__
+
+def transform_fn(model, body, content_type, accept):
+    return f"{FOUND} {model}", "text/plain"
+""")
+    server = start("--import-frameworks", when)
+
+    with server.loaded("script", tmp_path / "script") as invoke:
+        assert invoke(b"1").text == f"{found} {xgboost.__version__}"
+
+
 def test_shared_puts_scripts_together_too(start: StartServer, tmp_path: Path) -> None:
     """
     --isolation shared: no process for any model, also for one that brings code.
