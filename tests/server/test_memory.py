@@ -128,9 +128,7 @@ def test_the_containers_cpus_are_its_quota(tmp_path: Path, files: dict[str, str]
 def test_a_full_server_says_507_and_serves_again_after_an_unload(engine: str, samples_folder: Path) -> None:
     """Copies of a model load until the budget is spent; those that are loaded go on; after an unload there is room."""
     budget = {"mms": "250MiB", "native": "10MiB"}[engine]
-    # What a worker imports by itself would be most of so small a budget.
-    told = {"SAGEMAKER_MULTI_MODEL": "true", "POLYHOST_IMPORT_FRAMEWORKS": "early"}
-    server = Server(engine, ["--memory-budget", budget], told)
+    server = Server(engine, ["--memory-budget", budget], {"SAGEMAKER_MULTI_MODEL": "true"})
     try:
         statuses = []
         while not statuses or (statuses[-1] == 200 and len(statuses) < 3000):

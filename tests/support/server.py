@@ -180,13 +180,21 @@ def told_to(engine: str) -> dict[str, str]:
     }
 
 
+def imports_for(arguments: Sequence[str]) -> str:
+    """
+    When frameworks are imported in tests, unless a test says it: late, as for scripts, which most tests load.
+
+    Hundreds of servers are started: a second of imports for each would be a third of the time of all tests. But what a
+    worker imports by itself would be most of a small memory budget.
+    """
+    return "early" if "--memory-budget" in arguments else "late"
+
+
 class Server:
     """`polyhost serve`, ready to answer."""
 
     # Models of tests lie anywhere.
     model_root = "/"
-    # Hundreds are started. Most load a script: a second of imports for each would be a third of all tests' time.
-    import_frameworks = "late"
 
     def __init__(
         self, engine: str, arguments: Sequence[str] = (), environ: Mapping[str, str] | None = None, port: int = 0,
@@ -201,7 +209,7 @@ class Server:
              "--model-root", self.model_root, "--fronts", os.environ.get("FRONTS", "1"), *arguments],
              {
                  **clean, **told_to(engine), "SAGEMAKER_BASE_DIR": str(self.temp / "no-model"),
-                 "TMPDIR": str(self.temp), "POLYHOST_IMPORT_FRAMEWORKS": self.import_frameworks, **(environ or {}),
+                 "TMPDIR": str(self.temp), "POLYHOST_IMPORT_FRAMEWORKS": imports_for(arguments), **(environ or {}),
              },
         )  # fmt: skip
         try:
