@@ -116,19 +116,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> GroupSche
 
 
 def pytest_configure() -> None:
-    """
-    Told to end, a run ends its servers: as Ctrl-C does it.
-
-    What is collected stays: to look through all of it for garbage, again and again, is a third of the collection's
-    time.
-    """
+    """Told to end, a run ends its servers: as Ctrl-C does it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is collected stays: to look through it for garbage, again and again, is a third of the time."""
     gc.disable()
-
-
-def pytest_collection_finish() -> None:
-    gc.freeze()
-    gc.enable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 _STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen"}

@@ -436,9 +436,8 @@ class IsolationSettings:
     )
     import_frameworks: str = setting(
         "early",
-        "Import the frameworks once, before a model is loaded, so that all processes share them (`early`); or in each "
-        "process that needs them (`late`), for scripts that need none: a first load takes 1 s less then. Engine "
-        "`native`.",
+        "Import the frameworks once for all processes, at the start (`early`); or with the first model of data, while "
+        "models that bring code import what they need in their own processes (`late`). Engine `native`.",
         choices=IMPORTS,
     )
     pass_env: tuple[str, ...] = setting(

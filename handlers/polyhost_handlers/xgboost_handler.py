@@ -208,7 +208,7 @@ def _import_without_pandas() -> None:
     """
     Import XGBoost without pandas, which it imports wherever it finds it: 24 MB for each process of the real MMS.
 
-    Our own engine's processes have both already, and share them.
+    Our own engine's processes have both already, and share them, unless frameworks are imported late.
     """
     if sys.modules.keys() & {"xgboost", "sklearn", "pandas"}:
         return

@@ -225,7 +225,7 @@ def soak(store: Store, secs: float, warm_up_secs: float, seed: int, *, leaks: bo
 @click.command()
 @click.option("--minutes", type=float, default=30.0, show_default=True, help="How long to run.")
 @click.option("--seed", type=int, default=None, help="Of the choice of calls.  [default: the time]")
-@click.option("--self-test", is_flag=True, help="Let a model leak for a minute, and fail if that is not noticed.")
+@click.option("--self-test", is_flag=True, help="Let a model leak for 36 s, and fail if that is not noticed.")
 @click.option("--out", type=click.Path(path_type=Path), help="File for the table, Markdown.")
 def main(minutes: float, seed: int | None, out: Path | None, *, self_test: bool) -> None:
     """Run mixed traffic for a while and fail where memory, descriptors, threads or temporary files grow."""

@@ -83,10 +83,17 @@ def test_other_servers_of_the_tests_outlive_an_engine_in_their_process(tmp_path:
         server.stdin.close()
 
 
+@pytest.fixture
+def imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are there sooner."""
+    monkeypatch.setattr(workforces, "_FRAMEWORKS", ())
+    monkeypatch.setattr(workforces, "_HANDLERS", ())
+
+
 async def started(hardening: Any = None) -> Workforce:
     workforce = Workforce(
         environ={**os.environ, "PYTHONPATH": PATH}, numbers=itertools.count(1), shared_count=1, hardening=hardening,
-        max_response_bytes=1_000_000, has_readers=False, modules=(),
+        max_response_bytes=1_000_000, has_readers=False,
     )  # fmt: skip
     await workforce.start()
     return workforce
@@ -101,11 +108,11 @@ async def end(*workers: Worker) -> None:
 
 async def stop_beside_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     workforce = await started()
-    await workforce.complete()
+    await workforce.prepare(Environment())
     (shared,), (template,) = workforce._workers, workforce._templates.values()
     assert template.pid is not None
     os.kill(template.pid, signal.SIGSTOP)
-    forking = asyncio.create_task(workforce.dedicated(Environment(), 1, Path("/")))
+    forking = asyncio.create_task(workforce.dedicated(Environment(), 1, Path("/"), has_code=True))
     await asyncio.sleep(0)
     gone = shared.gone
 
@@ -123,6 +130,7 @@ async def stop_beside_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(forking.exception(), OSError)
 
 
+@pytest.mark.usefixtures("imports_nothing")
 def test_a_stop_ends_what_is_being_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a load, which is no task of the workforce's."""
     with adopting():
@@ -145,6 +153,7 @@ async def stop_while_confining(monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_ended
 
 
+@pytest.mark.usefixtures("imports_nothing")
 def test_a_stop_ends_what_is_being_confined(monkeypatch: pytest.MonkeyPatch) -> None:
     with adopting():
         uvloop.run(asyncio.wait_for(stop_while_confining(monkeypatch), 120))
@@ -174,13 +183,14 @@ async def stopped_while_confined(folder: Path) -> None:
     )  # fmt: skip
     try:
         with pytest.raises(OSError, match=r"the worker was not confined within 0\.1 s"):
-            await asyncio.wait_for(workforce.dedicated(Environment(), 1, folder), 240)
+            await asyncio.wait_for(workforce.dedicated(Environment(), 1, folder, has_code=True), 240)
     finally:
         for pid in workforce._orphans._pids:
             os.kill(pid, signal.SIGKILL)
         await workforce.stop()
 
 
+@pytest.mark.usefixtures("imports_nothing")
 def test_a_worker_that_does_not_answer_while_it_is_confined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads waited for it for ever: no one looked after it yet."""
     monkeypatch.setattr(workforces, "_CONFINE_TIMEOUT_SECS", 0.1)

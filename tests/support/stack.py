@@ -24,7 +24,6 @@ from polyhost.engine.errors import OutOfMemory
 from polyhost.engine.handlers import handler_spec
 from polyhost.engine.native.engine import NativeEngine
 from polyhost.engine.native.pool import Worker
-from polyhost.engine.native.workforce import HANDLERS
 from polyhost.engine.protocol import Answer, Item, Registration, WhenDone
 from polyhost.engine.source import Inspector
 from polyhost.limits import Limits
@@ -265,7 +264,7 @@ class Stack:
         )  # fmt: skip
         engine = NativeEngine(
             inspector=inspector, environ=environ, shared_workers=1, isolation="auto", budget_bytes=1024 * MIB,
-            limits=Limits.of({"default_workers_per_model": "1"}), metrics=Metrics(), modules=HANDLERS,
+            limits=Limits.of({"default_workers_per_model": "1"}), metrics=Metrics(), imports_late=True,
         )  # fmt: skip
         await artifacts.start()
         await engine.start()

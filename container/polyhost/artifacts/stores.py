@@ -234,7 +234,7 @@ def _packing(folder: str) -> str:
 
 
 class S3:
-    """The client, made once; importing boto3 takes half a second, so `client` is asked for early."""
+    """The client, made once; importing boto3 takes 0.2 s: `client` is asked for early where it will be needed."""
 
     def __init__(
         self, connect_secs: float, read_secs: float, fetch_secs: float, stall_secs: float = _STALL_SECS

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from polyhost.engine.errors import OutOfMemory
 from polyhost.engine.native import placement
 from polyhost.engine.native.placement import Begin, EndThese, Memory, Tried, TrimThese
-from polyhost.engine.native.pool import DEDICATED_BYTES, Worker
+from polyhost.engine.native.pool import DEDICATED_BYTES, Environment, Worker
 from polyhost.engine.native.registry import Model, Registry
 from polyhost.engine.native.retiring import Retiring
 from polyhost.engine.native.workforce import Workforce
@@ -32,7 +32,7 @@ class Admission:
     async def leave_room_for_the_idle_server(self) -> None:
         """Returns when the shared workers are there."""
         if not self._has_own_budget:
-            await self._workforce.complete()
+            await self._workforce.prepare(Environment())
             self.budget_bytes -= self._workforce.idle_bytes() - self._registry.rows_bytes
 
     def used_bytes(self) -> int:

@@ -41,7 +41,7 @@ from polyhost.engine.native.registry import Model, Registry, described
 from polyhost.engine.native.retiring import Retiring
 from polyhost.engine.native.rows import RowModel
 from polyhost.engine.native.variables import environment_for
-from polyhost.engine.native.workforce import FRAMEWORKS, HANDLERS, Workforce
+from polyhost.engine.native.workforce import Workforce
 from polyhost.engine.protocol import PROCESSING, Item, Registration, Stream, WhenDone
 from polyhost.engine.source import Inspector, Source
 from polyhost.limits import Limits
@@ -61,7 +61,7 @@ class NativeEngine:
         budget_bytes: int | None,
         metrics: Metrics,
         hardening: Hardening | None = None,
-        modules: tuple[str, ...] = (*FRAMEWORKS, *HANDLERS),
+        imports_late: bool = False,
     ) -> None:
         """`budget_bytes`: None for a share of what there is, less what the idle server uses."""
         self.has_ended = False
@@ -85,7 +85,7 @@ class NativeEngine:
             hardening=hardening,
             max_response_bytes=limits.max_response_bytes,
             has_readers=has_readers,
-            modules=modules,
+            imports_late=imports_late,
         )
         retiring = Retiring(self._registry, self._workforce, numbers=self._numbers)
         self._admission = Admission(budget_bytes, self._registry, self._workforce, retiring)
@@ -254,7 +254,7 @@ class NativeEngine:
         return self._admission.used_bytes()
 
     async def prepare(self, environ: tuple[tuple[str, str], ...]) -> None:
-        await self._workforce.fill(Environment("", environ))
+        await self._workforce.prepare(Environment("", environ))
 
     async def try_script(self, registration: Registration) -> Fault | None:
         script = self._inspector.script_of(registration.handler, registration.environ, registration.image)

@@ -175,7 +175,10 @@ class Loader:
     async def _find_worker(self, model: Model) -> Worker:
         try:
             if model.is_dedicated:
-                return await self._workforce.dedicated(model.environment, model.key, model.source.path)
+                source = model.source
+                return await self._workforce.dedicated(
+                    model.environment, model.key, source.path, has_code=source.has_code
+                )
             return await self._workforce.shared(model.environment, model.key)
         except (OSError, EOFError) as error:
             raise NoProcess(f"No process can be started for model {model.title}: {error}.") from error

@@ -60,6 +60,8 @@ class Environment(NamedTuple):
     variables: tuple[tuple[str, str], ...] = ()
     # Whether variables that change what Python and the loader run are among them: they count for code alone.
     has_loader_variables: bool = False
+    # Whether its workers import the frameworks that they need by themselves.
+    is_bare: bool = False
 
 
 class End(enum.Enum):

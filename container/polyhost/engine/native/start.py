@@ -6,7 +6,6 @@ from pathlib import Path
 
 from polyhost.engine.native.engine import NativeEngine
 from polyhost.engine.native.hardening import hardening_of
-from polyhost.engine.native.workforce import FRAMEWORKS, HANDLERS
 from polyhost.engine.start import handlers_environ, inspector_of
 from polyhost.memory import cpu_limit
 from polyhost.metrics import Metrics
@@ -26,7 +25,7 @@ def native_engine(plan: Plan, run: Path, metrics: Metrics) -> NativeEngine:
         shared_workers=cpu_limit(),
         limits=plan.limits,
         isolation=config.isolation,
-        modules=(*(FRAMEWORKS if config.import_frameworks == "early" else ()), *HANDLERS),
+        imports_late=config.import_frameworks == "late",
         metrics=metrics,
         budget_bytes=config.memory_budget,
         hardening=hardening,

@@ -54,8 +54,8 @@ _FIRST_DELAY_SECS = 0.1
 _MAX_DELAY_SECS = 5.0
 # What goes wrong in a task that is kept, and is told to those who wait for it.
 _TOLD = (EngineError, WorkerLost, OSError, EOFError)
-# What a template may import, for all of its workers.
-FRAMEWORKS = (
+# What a template imports, for all of its workers; a bare one has our handlers alone.
+_FRAMEWORKS = (
     "numpy",
     "scipy.sparse",
     "xgboost",
@@ -65,7 +65,7 @@ FRAMEWORKS = (
     "onnxruntime",
     "mxnet",
 )
-HANDLERS = (
+_HANDLERS = (
     "mms.service",
     "mms.metrics.metrics_store",
     *(kind.module for kind in KINDS),
@@ -83,7 +83,7 @@ class Workforce:
         hardening: Hardening | None,
         max_response_bytes: int,
         has_readers: bool,
-        modules: tuple[str, ...] = (*FRAMEWORKS, *HANDLERS),
+        imports_late: bool = False,
     ) -> None:
         """`numbers`: of orders, the engine's too. `has_readers`: whether shared workers read compiled models."""
         self._environ = dict(environ)
@@ -91,7 +91,8 @@ class Workforce:
         self._hardening = hardening
         self._max_response_bytes = max_response_bytes
         self._has_readers = has_readers
-        self._modules = modules
+        # No template before a model needs it, and a bare one for what brings code.
+        self._imports_late = imports_late
         # Called when a worker has ended, its orders not yet told.
         self.on_lost: Callable[[Worker], None] = lambda _: None
         # Called when a shared worker is busy for long with the model of that number, and others wait.
@@ -108,8 +109,7 @@ class Workforce:
         self._is_stopping = False
 
     async def start(self) -> None:
-        self._template_of(Environment())
-        self.keep(asyncio.create_task(self.fill(Environment())))
+        self.keep(asyncio.create_task(self.prepare(Environment())))
         self.keep(asyncio.create_task(self._watch()))
 
     async def stop(self) -> None:
@@ -143,20 +143,19 @@ class Workforce:
         chosen.models.add(model)
         return chosen
 
-    async def dedicated(self, environment: Environment, model: int, folder: Path) -> Worker:
-        worker = await self._fork(environment, is_dedicated=True, folder=folder)
+    async def dedicated(self, environment: Environment, model: int, folder: Path, *, has_code: bool) -> Worker:
+        wanted = environment._replace(is_bare=has_code and self._imports_late)
+        worker = await self._fork(wanted, is_dedicated=True, folder=folder)
         worker.models.add(model)
         return worker
 
-    async def try_script(
-        self, environment: Environment, script: Path, folder: Path, timeout_secs: float
-    ) -> Fault | None:
-        """What comes of importing a container's script in a worker that does nothing else. Raises OSError."""
-        worker = await self._fork(environment, is_dedicated=True, folder=folder)
+    async def try_script(self, environment: Environment, script: Path, folder: Path, secs: float) -> Fault | None:
+        """What comes, in so many seconds, of importing a container's script in a worker of its own. Raises OSError."""
+        worker = await self._fork(environment._replace(is_bare=self._imports_late), is_dedicated=True, folder=folder)
         try:
-            reply = await worker.order(TryScript(next(self._numbers), str(folder)), timeout_secs)
+            reply = await worker.order(TryScript(next(self._numbers), str(folder)), secs)
         except WorkerLost as lost:
-            return fault_of_lost(script.name, worker.end, str(lost), timeout_secs)
+            return fault_of_lost(script.name, worker.end, str(lost), secs)
         finally:
             worker.kill(End.UNLOADED)
             await worker.gone()
@@ -240,8 +239,8 @@ class Workforce:
 
     def _template_of(self, environment: Environment) -> Template:
         if environment not in self._templates:
-            further = template_variables(environment, is_hardened=self._hardening is not None)
-            self._templates[environment] = _new_template(environment.python, self._environ, further, self._modules)
+            is_hardened = self._hardening is not None
+            self._templates[environment] = _new_template(environment, self._environ, is_hardened=is_hardened)
         return self._templates[environment]
 
     def _lost(self, worker: Worker) -> None:
@@ -254,9 +253,10 @@ class Workforce:
                 self._ended.setdefault(worker.environment, deque()).append(time.monotonic())
         self.on_lost(worker)
 
-    async def complete(self) -> None:
-        """Returns when the shared workers of the server's own environment are there."""
-        await self.fill(Environment())
+    async def prepare(self, environment: Environment) -> None:
+        """Returns when the shared workers of an environment are there, unless they are to come with their models."""
+        if not self._imports_late:
+            await self.fill(environment)
 
     # Memory
 
@@ -354,17 +354,12 @@ def _growth_of(worker: Worker) -> Growth:
     return Growth(worker.heap.loaded_bytes + frameworks_bytes, worker.heap.used_bytes, is_busy=worker.load > 0)
 
 
-def _new_template(
-    python: str, environ: Mapping[str, str], further: Mapping[str, str], modules: tuple[str, ...]
-) -> Template:
-    """
-    `python`: a Python environment's name, "" for the server's own. `modules`: to import after those it names itself.
-
-    `environ`: the server's own; it comes before what the definition of a Python environment sets. `further`: of the
-    models.
-    """
-    told = {**variables_of(python, environ), **environ, **further}
-    return Template(interpreter_of(python, environ) or sys.executable, (*imports_of(python, environ), *modules), told)
+def _new_template(environment: Environment, environ: Mapping[str, str], *, is_hardened: bool) -> Template:
+    """`environ`: the server's own; it comes before what the definition of a Python environment sets."""
+    name = environment.python
+    modules = _HANDLERS if environment.is_bare else (*imports_of(name, environ), *_FRAMEWORKS, *_HANDLERS)
+    told = {**variables_of(name, environ), **environ, **template_variables(environment, is_hardened=is_hardened)}
+    return Template(interpreter_of(name, environ) or sys.executable, modules, told)
 
 
 def _is_free(worker: Worker) -> bool:
