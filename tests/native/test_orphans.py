@@ -15,7 +15,7 @@ from polyhost.processes import BECOMES_A_WORKER, has_ended, is_adopted, is_of_se
 from support.server import Server
 from support.tree import living, template_of, wait_until, wait_until_gone, zombies_of
 
-from native.conftest import StartServer, start_native
+from native.conftest import EARLY, StartServer, start_native
 
 # A model whose requests are Python. What it starts tells its process ids in a file.
 SCRIPT = """
@@ -93,7 +93,7 @@ class Model:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    server = start_native()
+    server = start_native(environ=EARLY)
     yield server
     server.kill()
 

@@ -30,8 +30,8 @@ MULTI_MODEL = {"SAGEMAKER_MULTI_MODEL": "true"}
 
 @pytest.fixture
 def own(engine: str, servers: Servers) -> Iterator[Server]:
-    """A server for one test alone, with a model loaded."""
-    server = Server(engine, environ=MULTI_MODEL)
+    """A server for one test alone, as users have it, with a model loaded."""
+    server = Server(engine, environ={**MULTI_MODEL, "POLYHOST_IMPORT_FRAMEWORKS": "early"})
     try:
         assert server.load("noop", MODELS / "noop-v1.0").status == 200
         yield server
