@@ -409,6 +409,8 @@ def _tar_members(stream: _TarStream) -> Iterator[tuple[tarfile.TarInfo, Iterator
         # None where the first header is damaged. `next` would go on behind it, and that entry would be missing.
         has_any = tar.firstmember is not None  # type: ignore[attr-defined]
         while has_any and (member := tar.next()):
+            if "size" in tar.pax_headers or not _is_sized(member):
+                raise tarfile.ReadError("an entry's size is wrong")
             stream.begin_data()
             yield member, _data_of(stream, tar, member)
             tar.members.clear()  # type: ignore[attr-defined] # it would keep all of them
@@ -418,6 +420,18 @@ def _tar_members(stream: _TarStream) -> Iterator[tuple[tarfile.TarInfo, Iterator
     # It stops silently at a damaged header: all that follows would be missing.
     if stream.last_block.strip(b"\0"):
         raise tarfile.ReadError("it is damaged, or was cut off, in the middle")
+
+
+def _is_sized(member: tarfile.TarInfo) -> bool:
+    """Whether its bytes, or its pieces where it has holes, lie within its size. tarfile takes negative numbers, too."""
+    end = 0
+    for offset, length in cast("Iterable[tuple[int, int]]", member.sparse or ()):
+        if length == 0:  # old archives have some at the end, of no place
+            continue
+        if offset < end or length < 0:
+            return False
+        end = offset + length
+    return end <= member.size
 
 
 def _data_of(stream: _TarStream, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:

@@ -100,6 +100,41 @@ def test_sizes_that_are_no_sizes(size: bytes, compress: Callable[[bytes], bytes]
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 
 
+def pieces(places: bytes, size: bytes = b"10") -> bytes:
+    """GNU's sparse format 0.1: `places` are offsets and lengths of what is no hole."""
+    told = {"major": b"0", "minor": b"1", "name": b"thin", "size": size, "map": places}
+    records = b"".join(pax_record(f"GNU.sparse.{name}", value) for name, value in told.items())
+    return entry("pax", tarfile.XHDTYPE, records) + entry("thin", tarfile.REGTYPE, b"0123456789")
+
+
+def test_the_pieces_of_a_file_with_holes(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(pieces(b"2,4,8,6,20,0", b"20") + model() + END)
+
+    assert sorted(unpack(tmp_path / "a.tar", tmp_path / "to")) == ["model", "thin"]
+    assert (tmp_path / "to" / "thin").read_bytes() == b"\0\0" + b"0123" + b"\0\0" + b"456789" + bytes(6)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(pieces(b"-5,10"), id="a piece before the file"),
+        pytest.param(pieces(b"0,-10"), id="a negative piece"),
+        pytest.param(pieces(b"0,5,0,5"), id="pieces that overlap"),
+        pytest.param(pieces(b"0,10", b"5"), id="a piece behind the file"),
+        pytest.param(pieces(b"0,10", b"-10"), id="a negative file"),
+        pytest.param(pax("size", b"-512", tarfile.XGLTYPE) + model(), id="a negative size of all entries"),
+        pytest.param(pax("size", b"2", tarfile.XGLTYPE) + model(), id="another size of all entries"),
+    ],
+)
+def test_no_file_is_cut_to_a_size_that_is_none(content: bytes, tmp_path: Path) -> None:
+    """tarfile unpacks each of these with bytes that are missing, or that are not the file's. GNU tar fails."""
+    (tmp_path / "a.tar").write_bytes(content + model() + END)
+
+    with pytest.raises(ArchiveRefused, match="an entry's size is wrong"):
+        unpack(tmp_path / "a.tar", tmp_path / "to")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
 @pytest.mark.parametrize("damage", [lambda data: b"\xff" * 512 + data[512:], lambda data: data[:300]])
 def test_a_damaged_header_is_not_the_end(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     """tarfile takes it for the end: half of the files would be missing, and nobody would be told."""
