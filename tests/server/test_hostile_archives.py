@@ -127,7 +127,7 @@ def test_the_pieces_of_a_file_with_holes(tmp_path: Path) -> None:
     ],
 )
 def test_no_file_is_cut_to_a_size_that_is_none(content: bytes, tmp_path: Path) -> None:
-    """tarfile unpacks each of these with bytes that are missing, or that are not the file's. GNU tar fails."""
+    """tarfile takes them, and bytes are missing or misplaced. GNU tar fails on all but the last, which it cuts."""
     (tmp_path / "a.tar").write_bytes(content + model() + END)
 
     with pytest.raises(ArchiveRefused, match="an entry's size is wrong"):

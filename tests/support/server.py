@@ -184,10 +184,10 @@ def imports_for(arguments: Sequence[str]) -> str:
     """
     When frameworks are imported in tests, unless a test says it: late, as for scripts, which most tests load.
 
-    Hundreds of servers are started: a second of imports for each would be a third of the time of all tests. But what a
-    worker imports by itself would be most of a small memory budget, and the hardened mode is tested as users have it.
+    Hundreds of servers are started: a second of imports for each would be a third of all tests' time. The hardened mode
+    is tested as users have it.
     """
-    return "early" if {"--memory-budget", "--hardened"} & set(arguments) else "late"
+    return "early" if "--hardened" in arguments else "late"
 
 
 class Server:
